@@ -1,0 +1,97 @@
+"""What every estimator is: a function log p(x | theta, design), up to a term without theta."""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sbi_core.errors import InputError
+from sbi_core.parameters import Parameter, names
+from sbi_core.simulations import Rows, Simulations
+from sbi_core.estimators.scaling import Scaler
+
+
+class Estimator(nn.Module, abc.ABC):
+    """Learned log likelihood. Callers speak the simulator's units; the scaling is inside.
+
+    Args:
+        parameters: the D axes of theta.
+        x_shape: shape of one observation.
+        designs: the K axes of the design (may be empty).
+        categories: x is a class label below this number.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        x_shape: Sequence[int],
+        *,
+        designs: Sequence[Parameter] = (),
+        categories: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.parameters = tuple(parameters)  # type: ignore[assignment]
+        self.designs = tuple(designs)
+        self.x_shape = tuple(x_shape)
+        self.categories = categories
+        self.options: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
+        self.theta_scaler = Scaler(len(self.parameters))  # type: ignore[arg-type]
+        self.design_scaler = Scaler(len(self.designs))
+        self.register_buffer("trained", torch.tensor(False))
+
+    @classmethod
+    def from_data(cls, data: Rows, **options: Any) -> Self:
+        """Build one whose shapes fit the data; `options` go to the constructor."""
+        first, info = data[:1], data.info
+        designs = info.designs if first.design is not None else ()
+        return cls(info.parameters, first.x.shape[1:], designs=designs, categories=info.categories, **options)
+
+    @abc.abstractmethod
+    def observe(self, x: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """Look at x (*, event) once and return the function theta (*, D) -> nats (*)."""
+
+    @abc.abstractmethod
+    def adapt(self, rows: Simulations) -> list[str]:
+        """Fit the scaling to training rows; return what a reader should know about them."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Draw new initial weights from torch's global random state."""
+
+    def log_likelihood(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
+        """log p(x | theta, design) in nats up to a term without theta; theta (*, D), x (*, event), broadcasting to (*)."""
+        return self.observe(x, design)(theta)
+
+    def _conditions(self, theta: Tensor, design: Tensor | None) -> list[Tensor]:
+        """Scaled theta (*, D) and design (*, K)."""
+        dims = len(self.parameters)
+        if theta.shape[-1:] != (dims,):
+            raise InputError(
+                f"theta has shape {tuple(theta.shape)}, expected (*, {dims}) for {names(self.parameters)}."
+            )
+        if (design is None) != (not self.designs):
+            needed = (
+                f"needs a design with axes {names(self.designs)}" if self.designs else "was trained without designs"
+            )
+            raise InputError(f"{type(self).__name__} {needed}; design is {'missing' if design is None else 'given'}.")
+        scaled = [self.theta_scaler(theta)]
+        return scaled if design is None else [*scaled, self.design_scaler(design)]
+
+    def _check_x(self, x: Tensor) -> None:
+        event = len(self.x_shape)
+        if x.shape[x.ndim - event :] != self.x_shape or x.ndim < event:
+            raise InputError(f"x has shape {tuple(x.shape)}, expected (*, {', '.join(map(str, self.x_shape))}).")
+
+    def describe(self) -> Mapping[str, Any]:
+        """Plain data from which `load_estimator` builds the same shapes again."""
+        return {
+            "class": type(self).__name__,
+            "parameters": [vars(p) for p in self.parameters],
+            "designs": [vars(p) for p in self.designs],
+            "x_shape": list(self.x_shape),
+            "categories": self.categories,
+            "options": self.options,
+        }

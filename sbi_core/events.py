@@ -1,0 +1,167 @@
+"""Runs of independent events of one simulator."""
+
+import math
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_core.errors import InputError, MissingGold, SimulatorError
+from sbi_core.priors import UniformPrior
+from sbi_core.seeding import seeded
+from sbi_core.simulator import Simulator
+
+_TRIALS = 4096
+
+
+class Events(Simulator):
+    """A run of independent events at one theta and design: n of them, or a Poisson number.
+
+    log p(run | theta) = sum_i log p(x_i, z_i | theta), plus -mu + n log mu with mu = luminosity * rate(theta, design)
+    if the number of events is random (the extended likelihood; Barlow, Nucl. Instrum. Meth. A 297 (1990) 496). A row
+    is x (n_max, ...), zero-padded, with the column `n_events`; z (n_max, Z + 1) holds each event's latents,
+    flattened, and a last number that is 1 where there is an event.
+
+    Args:
+        simulator: what makes one event.
+        n: events in every run.
+        luminosity: expected events per unit of `simulator.rate(theta, design)`, instead of n.
+        n_max: room for events in a row; by default so much that a draw beyond it has a probability below 1e-9.
+
+    Raises:
+        InputError: unless exactly one of n and luminosity is given.
+
+    Example:
+        >>> from sbi_core import simulate
+        >>> from sbi_core.simulators import GaltonBoard
+        >>> simulate(Events(GaltonBoard(), 7), 3, seed=1, progress=False).x.shape
+        torch.Size([3, 7, 1])
+    """
+
+    def __init__(
+        self, simulator: Simulator, n: int | None = None, *, luminosity: float | None = None, n_max: int | None = None
+    ) -> None:
+        if (n is None) == (luminosity is None):
+            raise InputError("Events needs either n (events in every run) or luminosity=..., and not both.")
+        if n is not None and n < 1:
+            raise InputError(f"n = {n}, expected at least 1 event.")
+        if luminosity is not None and not hasattr(simulator, "rate"):
+            raise InputError(f"luminosity needs simulator.rate(theta, design), which '{simulator.name}' does not have.")
+        self.simulator = simulator
+        self.n = n
+        self.luminosity = luminosity
+        self.parameters = simulator.parameters
+        self.designs = simulator.designs
+        self.design_score = simulator.design_score
+        self.rows_per_seed = max(1, simulator.rows_per_seed // 100)
+        self.n_max = n or n_max or self._room()
+
+    @property
+    def name(self) -> str:
+        """What it is a run of."""
+        return f"Events({self.simulator.name})"
+
+    @property
+    def prior(self) -> Distribution:
+        """The prior of one event, event shape (D,)."""
+        return self.simulator.prior
+
+    @property
+    def has_gold(self) -> bool:
+        """Whether one event has gold."""
+        return self.simulator.has_gold
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether one event has an exact likelihood."""
+        return self.simulator.is_exact
+
+    def mean_events(self, theta: Tensor, design: Tensor | None) -> Tensor:
+        """Expected number of events mu (*), for theta (*, D)."""
+        return self.luminosity * self.simulator.rate(theta, design)  # type: ignore[attr-defined]
+
+    def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw runs at theta (M, D): x (M, n_max, ...), z (M, n_max, Z + 1)."""
+        rows = len(theta)
+        if self.n is not None:
+            count = torch.full((rows,), self.n)
+        else:
+            count = torch.poisson(self.mean_events(theta, design), generator=generator).long()
+        if int(count.max()) > self.n_max:
+            raise SimulatorError(f"a run has {int(count.max())} events, more than n_max = {self.n_max}. Raise n_max.")
+        present = torch.arange(self.n_max) < count[:, None]
+        run = torch.repeat_interleave(torch.arange(rows), count)
+        if len(run):
+            x, z = self.simulator.sample(theta[run], None if design is None else design[run], generator)
+        else:
+            x, z = (None if column is None else column[:0] for column in self._event)
+        if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != len(run):
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise SimulatorError(f"simulator '{self.simulator.name}': x is {shape}, expected ({len(run)}, ...).")
+        padded = x.new_zeros((rows, self.n_max, *x.shape[1:]))
+        padded[present] = x
+        width = 0 if z is None else z.flatten(1).shape[1]
+        latents = torch.zeros((rows, self.n_max, width + 1), dtype=torch.float32 if z is None else z.dtype)
+        latents[..., -1] = present.to(latents)
+        if z is not None:
+            latents[..., :-1][present] = z.flatten(1)
+        return padded, latents
+
+    def count(self, z: Tensor | None) -> Tensor | None:
+        """Number of events (M,) in each row of z (M, n_max, Z + 1)."""
+        return None if z is None else z[..., -1].sum(1).round().long()
+
+    def log_joint(self, theta: Tensor, x: Tensor, z: Tensor | None, design: Tensor | None) -> Tensor:
+        """Sum over events of log p(x_i, z_i | theta), plus the Poisson term; theta (M, D), result (M,)."""
+        if z is None:
+            raise MissingGold(f"simulator '{self.name}': the simulations were stored without z.")
+        present = z[..., -1] > 0.5
+        run = present.nonzero()[:, 0]
+        latents = z[..., :-1][present] if z.shape[-1] > 1 else None
+        if latents is not None:
+            latents = latents.reshape(-1, *self._event[1].shape[1:])
+        each = self.simulator.log_joint(theta[run], x[present], latents, None if design is None else design[run])
+        return self._sum(each, run, len(theta)) + self._poisson(theta, design, present.sum(1))
+
+    def log_likelihood(
+        self, theta: Tensor, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> Tensor:
+        """Exact log p(run | theta, design), theta (*, D), x (*, n_max, ...), as (*).
+
+        `n_events` (*) says how many events of x are real; it is needed where their number is random.
+        """
+        if n_events is None:
+            if self.luminosity is not None:
+                raise InputError("n_events is needed: the number of events is random, and zero-padding hides it.")
+            n_events = torch.full((), self.n_max)
+        each = self.simulator.log_likelihood(theta[..., None, :], x, None if design is None else design[..., None, :])
+        present = torch.arange(self.n_max, device=x.device) < n_events[..., None]
+        return torch.where(present, each, 0.0).sum(-1) + self._poisson(theta, design, n_events)
+
+    def _poisson(self, theta: Tensor, design: Tensor | None, count: Tensor) -> Tensor:
+        if self.luminosity is None:
+            return theta.new_zeros(())
+        mean = self.mean_events(theta, design)
+        return count * torch.log(mean) - mean
+
+    @staticmethod
+    def _sum(each: Tensor, run: Tensor, rows: int) -> Tensor:
+        return each.new_zeros(rows).index_add(0, run, each)
+
+    @cached_property
+    def _event(self) -> tuple[Any, Any]:
+        """One event, whose shapes are what matters: x (1, ...) and z (1, ...) or `None`."""
+        with seeded(0):
+            theta = self.prior.sample(torch.Size([1])).double()
+            return self.simulator.sample(theta, self._some_designs(1), torch.Generator())
+
+    def _some_designs(self, rows: int) -> Tensor | None:
+        return UniformPrior(self.designs).sample(torch.Size([rows])) if self.designs else None
+
+    def _room(self) -> int:
+        with seeded(0):
+            theta = self.prior.sample(torch.Size([_TRIALS])).double()
+            largest = 1.2 * float(self.mean_events(theta, self._some_designs(_TRIALS)).max())
+        return math.ceil(largest + 6.5 * math.sqrt(largest) + 10)

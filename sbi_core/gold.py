@@ -1,0 +1,95 @@
+"""Gold: joint likelihood ratios and joint scores, read from a simulator's own log p(x, z | theta)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_core.columns import to_column
+from sbi_core.errors import InputError, MissingGold
+from sbi_core.simulations import Simulations
+from sbi_core.simulator import Simulator
+
+_ROWS = 20_000
+
+
+def joint_log_ratio(simulator: Simulator, simulations: Any, theta0: Any, theta1: Any) -> Tensor:
+    """Log of the joint likelihood ratio, log r(x, z | theta0, theta1) = log p(x, z | theta0) - log p(x, z | theta1).
+
+    Its average over z at fixed x, exp of it weighted by p(z | x, theta1), is p(x | theta0) / p(x | theta1)
+    (arXiv:1805.12244, eqs. 5 and 9).
+
+    Args:
+        simulator: a simulator with `log_joint`.
+        simulations: N rows with z.
+        theta0: (D,), or one per row (N, D).
+        theta1: (D,), or one per row (N, D).
+
+    Returns:
+        (N,) nats, float64; infinite where only one of the two could have made the row.
+
+    Raises:
+        MissingGold: if the simulator has no `log_joint`, or the rows no z that it needs.
+        InputError: if a theta has another shape.
+    """
+    rows = simulations[:].reordered(simulator.parameters)
+    with torch.no_grad():
+        pair = [
+            _evaluate(simulator, rows, _theta(name, value, rows))
+            for name, value in (("theta0", theta0), ("theta1", theta1))
+        ]
+    return pair[0] - pair[1]
+
+
+def joint_score(simulator: Simulator, simulations: Any, theta: Any = None) -> Tensor:
+    """Joint score t(x, z | theta) = grad_theta log p(x, z | theta), the latents held fixed.
+
+    Its average over p(z | x, theta) is the score of the intractable likelihood (arXiv:1805.12244, eqs. 6 and 14).
+
+    Args:
+        simulator: a simulator with `log_joint`.
+        simulations: N rows with z.
+        theta: (D,) or (N, D); each row's own theta by default.
+
+    Returns:
+        (N, D), float64, per unit of each parameter.
+
+    Raises:
+        MissingGold: if the simulator has no `log_joint`.
+        InputError: if theta has another shape.
+    """
+    rows = simulations[:].reordered(simulator.parameters)
+    at = rows.theta if theta is None else _theta("theta", theta, rows)
+    parts = []
+    for start in range(0, len(rows), _ROWS):
+        leaf = at[start : start + _ROWS].detach().clone().requires_grad_()
+        total = log_joint(simulator, rows[start : start + _ROWS], leaf).sum()
+        parts.append(torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf))
+    return torch.cat(parts).detach()
+
+
+def log_joint(simulator: Simulator, rows: Simulations, theta: Tensor) -> Tensor:
+    """log p(x, z | theta) (M,) of rows at theta (M, D), everything in float64 and the latents detached."""
+    if not simulator.has_gold:
+        raise MissingGold(f"simulator '{simulator.name}' has no log_joint, so no gold can be read from it.")
+    z = None if rows.z is None else rows.z.detach().to(torch.float64)
+    value = simulator.log_joint(theta, rows.x.detach().to(torch.float64), z, rows.design)
+    if value.shape != (len(rows),) or value.dtype != torch.float64:
+        raise InputError(
+            f"simulator '{simulator.name}': log_joint has shape {tuple(value.shape)} and type {value.dtype}, expected "
+            f"({len(rows)},) and torch.float64."
+        )
+    return value
+
+
+def _evaluate(simulator: Simulator, rows: Simulations, theta: Tensor) -> Tensor:
+    slices = [slice(k, k + _ROWS) for k in range(0, len(rows), _ROWS)]
+    return torch.cat([log_joint(simulator, rows[s], theta[s]) for s in slices])
+
+
+def _theta(name: str, value: Any, rows: Simulations) -> Tensor:
+    theta = to_column("theta", value).to(rows.theta.device)
+    n, dims = rows.theta.shape
+    if theta.shape not in ((dims,), (n, dims)):
+        raise InputError(f"{name} has shape {tuple(theta.shape)}, expected ({dims},) or ({n}, {dims}).")
+    return theta.expand(n, dims)

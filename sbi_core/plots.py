@@ -1,0 +1,262 @@
+"""Pictures of a run. Every function draws on `axes` (new ones if none are given) and returns them."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_core.parameters import Parameter
+from sbi_core.results import LEVEL, LogRatios, compare_log_ratios
+from sbi_core.simulator import Simulator
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#8a8f98"
+"""Colours that people with any colour vision can tell apart (Okabe & Ito)."""
+
+STYLE = {
+    "figure.figsize": (5.2, 3.7),
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.prop_cycle": f"cycler('color', {[BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY]})",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "mathtext.fontset": "cm",
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the report's style: `with style(): figure, axes = matplotlib.pyplot.subplots()`."""
+    import matplotlib
+
+    settings = STYLE | {"axes.prop_cycle": matplotlib.rcsetup.validate_cycler(STYLE["axes.prop_cycle"])}
+    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
+        yield
+
+
+def _axes(axes: Any) -> Any:
+    if axes is not None:
+        return axes
+    import matplotlib.pyplot as plt
+
+    with style():
+        return plt.subplots()[1]
+
+
+def board(simulator: Simulator, simulations: Any, *, axes: Any = None) -> Any:
+    """Draw some simulations in the simulator's own way."""
+    axes = _axes(axes)
+    simulator.draw(axes, simulations)
+    return axes
+
+
+def training_curves(history: Mapping[str, Sequence[float]], *, best_epoch: int | None = None, axes: Any = None) -> Any:
+    """Draw training and held-out loss against the epoch, and the epoch whose weights were kept."""
+    axes = _axes(axes)
+    epochs = list(history["epoch"])
+    axes.plot(epochs, history["training"], color=GREY, lw=1.3, label="training")
+    if any(map(math.isfinite, history["validation"])):
+        axes.plot(epochs, history["validation"], color=BLUE, label="held out")
+        if best_epoch in epochs:
+            value = history["validation"][epochs.index(best_epoch)]
+            axes.plot([best_epoch], [value], "o", color=VERMILION, ms=6, label=f"kept: epoch {best_epoch}", zorder=4)
+    late = [v for name in ("training", "validation") for v in history[name][len(epochs) // 20 :] if math.isfinite(v)]
+    if len(epochs) > 20 and max(late) > min(late):  # do not let the first epochs flatten the rest
+        pad = 0.1 * (max(late) - min(late))
+        axes.set_ylim(min(late) - pad, max(late) + 2 * pad)
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.legend(loc="upper right")
+    return axes
+
+
+def gold_scores(tests: Sequence[Any], *, false_alarm: float = 1e-4, axes: Any = None) -> Any:
+    """Draw the z-score of every test of a gold check.
+
+    Args:
+        tests: `GoldCheck.rows`, or the same as plain data.
+        false_alarm: probability that clean gold leaves the band anywhere.
+        axes: where to draw.
+    """
+    from statistics import NormalDist
+
+    axes = _axes(axes)
+    rows = [test if isinstance(test, Mapping) else vars(test) for test in tests]
+    bound = NormalDist().inv_cdf(1 - false_alarm / (2 * max(len(rows), 1)))
+    end = 1.6 * bound
+    axes.axvspan(-bound, bound, color=BLUE, alpha=0.09, lw=0)
+    axes.axvline(0, color=GREY, lw=0.8)
+    for height, row in enumerate(reversed(rows)):
+        z = row["z"] if row["z"] is not None and math.isfinite(row["z"]) else math.copysign(math.inf, row["z"] or 1.0)
+        colour = {True: BLUE, False: VERMILION, None: GREY}[row["passed"]]
+        shown = min(max(z, -end), end)
+        marker = "o" if shown == z else ">" if z > 0 else "<"
+        axes.plot([0, shown], [height, height], color=colour, lw=1.2, alpha=0.6)
+        axes.plot([shown], [height], marker, color=colour, ms=6, clip_on=False)
+    names = [f"{row['name']}, {row['parameter']}" for row in reversed(rows)]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set(xlim=(-end, end), ylim=(-0.7, len(rows) - 0.3), xlabel="$z$: deviation in standard errors")
+    axes.tick_params(axis="y", length=0)
+    return axes
+
+
+def learned_against_exact(
+    estimator: Any, simulator: Simulator | None, data: Any, *, seed: int = 0, axes: Any = None
+) -> Any:
+    """Draw learned against exact log ratios of N rows; each row's own theta against another row's.
+
+    See `compare_log_ratios` for the arguments and `log_ratios` for the picture.
+    """
+    return log_ratios(compare_log_ratios(estimator, simulator, data, seed=seed), axes=axes)
+
+
+def log_ratios(ratios: LogRatios, *, axes: Any = None) -> Any:
+    """Draw learned (and joint) log ratios against the exact ones; where nothing is exact, joint against learned."""
+    axes = _axes(axes)
+    if ratios.exact is None and ratios.joint is None:
+        raise ValueError("neither exact nor joint log ratios are known; there is nothing to draw.")
+    across = ratios.exact if ratios.exact is not None else ratios.learned
+    end = 1.08 * float(torch.quantile(across.abs(), 0.995))
+    if ratios.joint is not None:
+        label = r"mined: $\log\,r(x, z)$"
+        axes.scatter(across, ratios.joint, s=4, color=ORANGE, alpha=0.3, lw=0, label=label, rasterized=True)
+    axes.plot([-end, end], [-end, end], color="black", lw=0.9, ls=(0, (4, 3)), zorder=4)
+    if ratios.exact is not None:
+        colour = _density(across.numpy(), ratios.learned.numpy())
+        order = np.argsort(colour)
+        points = (across.numpy()[order], ratios.learned.numpy()[order])
+        axes.scatter(*points, s=8, c=colour[order], cmap=_blues(), lw=0, zorder=3, rasterized=True)
+        axes.scatter([], [], s=16, color=BLUE, lw=0, label=r"learned: $f(\theta, x) - f(\theta', x)$")
+        text = f"rms error {ratios.rms:.3f}\nof {ratios.spread:.2f} nats"
+        axes.text(0.97, 0.05, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=10)
+    known = "exact" if ratios.exact is not None else "learned"
+    axes.set(xlim=(-end, end), ylim=(-1.4 * end, 1.4 * end), xlabel=rf"{known} $\log\,r(x \mid \theta, \theta')$")
+    axes.set_ylabel(r"$\log\,r$ [nats]")
+    axes.legend(loc="upper left", markerscale=1.6, handletextpad=0.2)
+    return axes
+
+
+def posterior_1d(posteriors: Mapping[str, Any], parameter: int = 0, *, axes: Any = None) -> Any:
+    """Draw the densities of one parameter: the first posterior filled, with its interval, the others as lines.
+
+    Args:
+        posteriors: label -> grid posterior.
+        parameter: which axis of theta (D,).
+        axes: where to draw.
+    """
+    axes = _axes(axes)
+    colours = [BLUE, "black", GREEN, PURPLE]
+    near = []
+    for number, (label, posterior) in enumerate(posteriors.items()):
+        theta, density = _marginal(posterior, parameter)
+        colour = colours[number % len(colours)]
+        if number == 0:
+            low, high = (float(end[parameter]) for end in posterior.credible_interval(LEVEL))
+            inside = (theta >= low) & (theta <= high)
+            axes.fill_between(theta, density, where=inside, color=colour, alpha=0.25, lw=0, label=f"{LEVEL:.0%} interval")
+        axes.plot(theta, density, color=colour, label=label, ls="-" if number == 0 else (0, (4, 2)), zorder=3 + number)
+        mean, sd = float(posterior.mean[parameter]), float(posterior.stddev[parameter])
+        near += [max(mean - 5 * sd, float(theta[0])), min(mean + 5 * sd, float(theta[-1]))]
+    axes.set(xlim=(min(near), max(near)), xlabel=_label(next(iter(posteriors.values())), parameter))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("posterior density")
+    axes.legend(loc="best")
+    return axes
+
+
+def posterior_2d(posteriors: Mapping[str, Any], *, axes: Any = None) -> Any:
+    """Draw the regions of highest density (68% and 95%): the first posterior filled, the others as lines."""
+    axes = _axes(axes)
+    colours = ["black", GREEN, PURPLE]
+    for number, (label, posterior) in enumerate(posteriors.items()):
+        points, log_density = posterior.grid()
+        density = log_density.exp().numpy()
+        levels = [_threshold(density, level) for level in (0.954, LEVEL)]
+        grid = (points[0].numpy(), points[1].numpy(), density.T)
+        if number == 0:
+            axes.contourf(*grid, levels=[*levels, density.max() * 1.001], colors=["#9ecae1", BLUE], alpha=0.75)
+            axes.fill_between([], [], color=BLUE, alpha=0.75, label=f"{label}: {LEVEL:.0%} and 95%")
+            axes.plot(*(float(m) for m in posterior.mean), "+", color="white", ms=9, mew=1.6)
+        else:
+            axes.contour(*grid, levels=levels, colors=colours[number - 1], linewidths=1.3, linestyles="dashed")
+            axes.plot([], [], color=colours[number - 1], lw=1.3, ls="--", label=label)
+    first = next(iter(posteriors.values()))
+    sides = [(float(first.mean[k]), 4.5 * float(first.stddev[k])) for k in (0, 1)]
+    ends = [(float(axis[0]), float(axis[-1])) for axis in first.grid()[0]]
+    limits = [(max(m - s, low), min(m + s, high)) for (m, s), (low, high) in zip(sides, ends, strict=True)]
+    axes.set(xlim=limits[0], ylim=limits[1], xlabel=_label(first, 0), ylabel=_label(first, 1))
+    axes.legend(loc="best")
+    return axes
+
+
+def observation(x_obs: Tensor, simulator: Simulator, posterior: Any, *, draws: int = 400, axes: Any = None) -> Any:
+    """Draw the counts of observed class labels x_obs (n, 1) over the exact posterior predictive, with its 68% band.
+
+    The predictive probability of a label is its exact probability averaged over `draws` values of theta (draws, D).
+    """
+    axes = _axes(axes)
+    categories = simulator.categories or int(x_obs.max()) + 1
+    counts = torch.bincount(x_obs.flatten().long(), minlength=categories)
+    theta = posterior.sample(torch.Size([draws]))
+    labels = torch.arange(categories, dtype=torch.float64)[:, None]
+    chance = simulator.log_likelihood(theta[:, None], labels).exp().mean(0)
+    n = len(x_obs)
+    expected, width = n * chance, (n * chance * (1 - chance)).sqrt()
+    place = np.arange(categories)
+    kept = (counts > 0) | (expected > 1e-3)
+    axes.bar(place, counts, width=0.82, color=GREY, alpha=0.45, label=f"observed ({n})")
+    band = (np.clip((expected - width).numpy(), 0, None), (expected + width).numpy())
+    axes.fill_between(place, *band, step="mid", color=BLUE, alpha=0.25, lw=0)
+    axes.step(place, expected, where="mid", color=BLUE, label="posterior predictive")
+    used = kept.nonzero().flatten()
+    axes.set(xlim=(int(used[0]) - 0.8, int(used[-1]) + 0.8), xlabel="$x$", ylabel="count")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right")
+    return axes
+
+
+def _marginal(posterior: Any, parameter: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cell centres and density of one parameter, (K,) each."""
+    points, log_density = posterior.grid()
+    density = log_density.exp()
+    for axis in reversed(range(len(points))):
+        if axis != parameter:
+            density = density.sum(axis) * float(points[axis][1] - points[axis][0])
+    return points[parameter].numpy(), density.numpy()
+
+
+def _threshold(density: np.ndarray, level: float) -> float:
+    """The density above which `level` of the probability lies."""
+    ordered = np.sort(density.ravel())[::-1]
+    mass = np.cumsum(ordered)
+    return float(ordered[min(np.searchsorted(mass, level * mass[-1]), len(ordered) - 1)])
+
+
+def _density(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How crowded each point's neighbourhood is, on a logarithmic scale."""
+    counts, *edges = np.histogram2d(x, y, bins=40)
+    cells = [np.clip(np.digitize(v, edge) - 1, 0, 39) for v, edge in zip((x, y), edges, strict=True)]
+    return np.asarray(np.log1p(counts[cells[0], cells[1]]))
+
+
+def _blues() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("blues", ["#86c5ea", BLUE, "#00304d"])
+
+
+def _label(posterior: Any, k: int) -> str:
+    parameters: tuple[Parameter, ...] = posterior.parameters
+    return parameters[k].label

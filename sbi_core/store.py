@@ -1,0 +1,197 @@
+"""Simulations on disk: a Zarr v3 group whose chunks count only once their commit mark is written.
+
+Layout of the folder: one array per column, chunked by the unit of work and checksummed with crc32c, NaN where nothing
+was written; attributes with the provenance; `commits/<chunk>.json`, written last and atomically, with the number of
+rows that may be trusted. Nothing in it is code. (`commits` is a Zarr group, so that other readers list the folder.)
+"""
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbi_core.errors import StoreError
+from sbi_core.simulations import MISSING, Info, Simulations
+
+if TYPE_CHECKING:
+    import zarr
+
+FORMAT = 1
+
+
+class Store:
+    """A campaign's simulations on disk, read like `Simulations`.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        StoreError: if there is no store, or one of another format.
+
+    Example:
+        >>> import tempfile
+        >>> from sbi_core import FunctionSimulator, Parameter, simulate
+        >>> toy = FunctionSimulator(lambda theta, rng: rng.normal(theta), [Parameter("mu", -2, 2)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = simulate(toy, 1500, store=f"{folder}/toy.zarr", seed=1, progress=False)
+        ...     print(len(store), store[:10].theta.shape, store.info.seed)
+        1500 torch.Size([10, 1]) 1
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "zarr.json").is_file():
+            raise StoreError(f"{self.path} is not a store: it has no zarr.json.")
+        found = self._attributes.get("sbi_core", {})
+        if found.get("format") != FORMAT:
+            raise StoreError(f"{self.path}: format version found {found.get('format')}, supported {FORMAT}.")
+        self.chunk_rows: int = found["chunk_rows"]
+        self.packages: dict[str, str] = found["packages"]
+        self.provenance: dict[str, Any] = found["info"]
+        self.info = Info.from_json(found["info"])
+
+    @classmethod
+    def create(cls, path: str | Path, info: Info, columns: Mapping[str, Tensor], chunk_rows: int) -> Self:
+        """Make an empty store.
+
+        Args:
+            path: a folder that does not exist, or is empty.
+            info: provenance.
+            columns: any rows (m, ...) of the right shapes and types.
+            chunk_rows: rows per chunk, the unit of writing.
+        """
+        import zarr
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreError(f"{path} exists, is not empty and is not a store; choose another folder.")
+        described: dict[str, Any] = {
+            "format": FORMAT,
+            "chunk_rows": chunk_rows,
+            "columns": sorted(columns),
+            "info": info.to_json(),
+            "packages": package_versions(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")  # a store appears whole or not at all
+        group = zarr.open_group(unfinished, mode="w", zarr_format=3, attributes={"sbi_core": described})
+        for name, column in columns.items():
+            group.create_array(
+                name,
+                shape=(0, *column.shape[1:]),
+                chunks=(chunk_rows, *column.shape[1:]),
+                dtype=column.numpy().dtype,
+                fill_value=np.nan if column.is_floating_point() else MISSING,
+                compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            )
+        group.create_group("commits")
+        unfinished.replace(path)
+        return cls(path)
+
+    @property
+    def _attributes(self) -> dict[str, Any]:
+        return json.loads((self.path / "zarr.json").read_text()).get("attributes", {})
+
+    @cached_property
+    def _arrays(self) -> dict[str, "zarr.Array[Any]"]:
+        import zarr
+
+        arrays = {}
+        for name in self._attributes["sbi_core"]["columns"]:
+            try:
+                arrays[name] = zarr.open_array(self.path / name, mode="r+", config={"write_empty_chunks": True})
+            except FileNotFoundError:
+                raise StoreError(f"{self.path}: the array of column {name} is missing.") from None
+        return arrays
+
+    def reserve(self, rows: int) -> None:
+        """Make the arrays long enough for `rows` rows; to be called before any worker writes."""
+        length = -(-rows // self.chunk_rows) * self.chunk_rows
+        for array in self._arrays.values():
+            if array.shape[0] < length:
+                array.resize((length, *array.shape[1:]))
+
+    def write(self, chunk: int, columns: Mapping[str, Tensor]) -> None:
+        """Write rows (m, ...) as the chunk's first m rows, then its commit mark. One writer per chunk."""
+        if set(columns) != set(self._arrays):
+            raise StoreError(f"{self.path}: columns {sorted(columns)} do not fit the store's {sorted(self._arrays)}.")
+        start = chunk * self.chunk_rows
+        for name, column in columns.items():
+            whole = np.full((self.chunk_rows, *column.shape[1:]), self._arrays[name].fill_value, column.numpy().dtype)
+            whole[: len(column)] = column.numpy()
+            self._arrays[name][start : start + self.chunk_rows] = whole
+        mark = self.path / "commits" / f"{chunk:08d}.json"
+        partial = mark.with_suffix(f".{os.getpid()}.partial")
+        with open(partial, "w") as file:
+            json.dump({"rows": len(columns["theta"])}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(mark)
+
+    def committed(self) -> dict[int, int]:
+        """Return chunk -> rows that may be trusted, in order."""
+        marks = sorted((self.path / "commits").glob("[0-9]*.json"))
+        return {int(mark.stem): json.loads(mark.read_text())["rows"] for mark in marks}
+
+    def __len__(self) -> int:
+        return sum(self.committed().values())
+
+    def __getitem__(self, index: Any) -> Simulations:
+        """Read committed rows: a number, a slice, an index tensor or a mask, as in `Simulations`."""
+        committed = self.committed()
+        rows = np.concatenate(
+            [np.arange(k * self.chunk_rows, k * self.chunk_rows + n) for k, n in committed.items()] or [np.arange(0)]
+        )
+        if isinstance(index, int | np.integer):
+            if not -len(rows) <= index < len(rows):
+                raise IndexError(f"row {index} of {len(rows)}")
+            index = slice(index, index + 1 or None)
+        wanted = rows[index.numpy() if isinstance(index, Tensor) else index]
+        columns = {name: torch.from_numpy(self._read(name, wanted)) for name in self._arrays}
+        return Simulations(**columns, info=self.info)
+
+    def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Read rows in whole runs: consecutive numbers cost one read."""
+        array = self._arrays[name]
+        pieces: Iterable[np.ndarray] = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        for chunk in np.unique(rows // self.chunk_rows):
+            file = self.path.joinpath(name, "c", str(chunk), *["0"] * (array.ndim - 1))
+            if not file.is_file():
+                raise StoreError(f"{self.path}: chunk {chunk} is committed, but its file {file} is missing.")
+        try:
+            read = [np.asarray(array[int(p[0]) : int(p[-1]) + 1]) for p in pieces if len(p)]
+        except ValueError as error:
+            raise StoreError(
+                f"{self.path}: column {name} cannot be read, a checksum or length is wrong ({error})."
+            ) from error
+        return np.concatenate(read) if read else np.empty((0, *array.shape[1:]), array.dtype)
+
+    @property
+    def theta(self) -> Tensor:
+        """All committed theta, (N, D)."""
+        return self[:].theta
+
+    @property
+    def x(self) -> Tensor:
+        """All committed observations, (N, ...)."""
+        return self[:].x
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("sbi-core", "torch", "numpy", "zarr", "nflows", "pyro-ppl"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

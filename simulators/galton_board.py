@@ -1,0 +1,194 @@
+"""The generalised Galton board: a likelihood that is a sum over 2^20 paths, mined path by path."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_core.errors import InputError, MissingGold
+from sbi_core.parameters import Parameter
+from sbi_core.simulations import Simulations
+from sbi_core.simulator import Simulator
+
+
+class GaltonBoard(Simulator):
+    """A ball falls through rows of nails whose tilt depends on where it is; x is the slot it ends in, 0 to n_nails.
+
+    At row l = 0 .. n_rows - 1 with zeta_v = l / (n_rows - 1), zeta_h = 2 pos / (n_nails - 1) - 1, f = sin(pi zeta_v),
+
+        p(left) = (1 - f) / 2 + f sigmoid(10 theta zeta_h).
+
+    Even rows: left keeps pos, right adds 1. Odd rows: left subtracts 1, right keeps it; there a ball at 0 always goes
+    right and one at n_nails always left, with probability 1 and so without gradient. The ball starts in the middle.
+
+    z (n_rows,) is the position after each row (repeated for rows that are not read), x (1,) the last of them. Source:
+    arXiv:1805.12244, section IV, in the form of its published code, which made the published data.
+
+    Args:
+        n_rows: rows of nails.
+        n_nails: nails in a row.
+
+    Designs: `drop`, where the ball is dropped, 0 .. n_nails - 1; `rows`, how many rows it falls through, 1 .. n_rows.
+
+    Example:
+        >>> board = GaltonBoard()
+        >>> theta = torch.tensor([[-0.8], [-0.6]]).double()
+        >>> at = board.log_likelihood(theta, torch.tensor([5.0]))
+        >>> round(float(at[0] - at[1]), 4)
+        0.7436
+    """
+
+    parameters = (Parameter("theta", -1.0, 0.0, latex=r"\theta"),)
+    x_shape = (1,)
+
+    def __init__(self, n_rows: int = 20, n_nails: int = 31) -> None:
+        if n_rows < 2 or n_nails < 3:
+            raise InputError(f"n_rows = {n_rows}, n_nails = {n_nails}: expected at least 2 rows and 3 nails.")
+        self.n_rows = n_rows
+        self.n_nails = n_nails
+        self.categories = n_nails + 1
+        self.designs = (
+            Parameter("drop", 0, n_nails - 1, integer=True),
+            Parameter("rows", 1, n_rows, integer=True),
+        )
+
+    def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Drop M balls at theta (M, 1): slots x (M, 1) and positions after each row z (M, n_rows), float32."""
+        drop, rows = self._setting(design)
+        slope = theta[:, 0].float() * 10
+        unit = torch.rand((self.n_rows, len(theta)), generator=generator)
+        path = torch.empty((self.n_rows, len(theta)))
+        at = drop.float().expand(len(theta))
+        for row, tilt in enumerate(self._tilt().tolist()):
+            left = (slope * (at * (2 / (self.n_nails - 1)) - 1)).sigmoid_().mul_(tilt).add_((1 - tilt) / 2)
+            step = torch.lt(unit[row], left, out=left)
+            moved = torch.sub(at, step, out=path[row])
+            moved = moved.add_(1) if row % 2 == 0 else moved.clamp_(0, self.n_nails - 1)
+            if design is not None:
+                torch.where(row < rows, moved, at, out=path[row])
+            at = path[row]
+        return at[:, None].clone(), path.T.contiguous()
+
+    def log_joint(self, theta: Tensor, x: Tensor, z: Tensor | None, design: Tensor | None) -> Tensor:
+        """log p(path | theta), theta (M, 1), z (M, n_rows), as (M,)."""
+        if z is None:
+            raise MissingGold(f"simulator '{self.name}': the simulations were stored without z.")
+        drop, rows = self._setting(design)
+        before = torch.cat([drop.to(z).expand(len(z))[:, None], z[:, :-1]], 1)
+        number = torch.arange(self.n_rows)
+        odd = number % 2 == 1
+        left = before - z + ~odd  # 1 for a ball that went left, 0 for right
+        tilt = self._tilt()
+        chance = torch.sigmoid((2 * left - 1) * 10 * theta * (before * (2 / (self.n_nails - 1)) - 1))
+        chance = torch.addcmul((1 - tilt) / 2, tilt, chance).log()
+        if design is None and min(self.n_rows // 2, self.n_rows - self.n_rows // 2) < self._middle:
+            return chance.sum(1)  # the walls are out of reach
+        free = ~(odd & ((before == 0) | (before == self.n_nails))) & (number < rows[..., None])
+        return torch.where(free, chance, 0.0).sum(1)
+
+    def log_likelihood(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
+        """Exact log p(x | theta, design), theta (*, 1), x (*, 1), design (*, 2), broadcasting to (*), float64."""
+        slots = self.log_probabilities(theta, design)
+        shape = torch.broadcast_shapes(slots.shape[:-1], x.shape[:-1])
+        return slots.expand(*shape, -1).gather(-1, x.long().expand(*shape, 1))[..., 0]
+
+    def log_probabilities(self, theta: Tensor, design: Tensor | None = None) -> Tensor:
+        """Exact log p of every slot, theta (*, 1), design (*, 2), as (*, n_nails + 1); differentiable in theta.
+
+        Dynamic programming: the distribution of the position is pushed through the rows.
+        """
+        slots = self._push(theta, design)[-1]
+        reached = slots > 0
+        return torch.where(reached, torch.where(reached, slots, 1.0).log(), -torch.inf)
+
+    def score(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
+        """Exact d/dtheta log p(x | theta, design), theta (*, 1), x (*, 1), as (*, 1)."""
+        slots = self._slot_scores(theta, design)
+        shape = torch.broadcast_shapes(slots.shape[:-1], x.shape[:-1])
+        return slots.expand(*shape, -1).gather(-1, x.long().expand(*shape, 1))
+
+    def fisher_information(self, theta: Tensor, design: Tensor | None = None, *, latent: bool = False) -> Tensor:
+        """Fisher information per ball, theta (*, 1), as (*, 1, 1): in the slot x, or with `latent` in the path.
+
+        I_x = sum_x p (d log p / dtheta)^2; I_xz = sum_rows E[(d log p(step) / dtheta)^2].
+        """
+        if not latent:
+            slots = self._push(theta, design)[-1]
+            return (slots * self._slot_scores(theta, design) ** 2).sum(-1)[..., None, None]
+        theta = theta.to(torch.float64)
+        rows = self._setting(design)[1]
+        side = 2 * self._positions() / (self.n_nails - 1) - 1
+        total = theta.new_zeros(())
+        sigmoid = torch.sigmoid(10 * theta * side)
+        for number, tilt in enumerate(self._tilt()):
+            left = self._left(theta, number)
+            slope = tilt * sigmoid * (1 - sigmoid) * 10 * side
+            wall = (left == 0) | (left == 1)
+            each = torch.where(wall, 0.0, slope**2 / torch.where(wall, 1.0, left * (1 - left)))
+            total = total + (number < rows) * (self._push(theta, design)[number] * each).sum(-1)
+        return total[..., None, None]
+
+    def draw(self, axes: Any, simulations: Simulations) -> None:
+        """Draw the nails and the paths of the first balls of simulations with z (N, n_rows)."""
+        for row in range(self.n_rows):
+            nails = torch.arange(self.n_nails) + 0.5 * (row % 2 == 0)
+            axes.scatter(nails, torch.full_like(nails, row), s=2, color="0.75", zorder=1)
+        if simulations.z is not None:
+            for path in simulations.z[:12]:
+                across = path - 0.5 * (torch.arange(self.n_rows) % 2 == 0)
+                axes.plot(across.numpy(), (torch.arange(self.n_rows) + 0.5).numpy(), lw=1.2, alpha=0.7, zorder=2)
+        axes.set(xlabel="position", ylabel="row", ylim=(self.n_rows + 0.5, -0.8), xlim=(-1, self.n_nails + 1))
+
+    @property
+    def _middle(self) -> int:
+        return (self.n_nails - 1) // 2
+
+    def _tilt(self) -> Tensor:
+        """How strongly each row depends on theta: f (n_rows,)."""
+        return torch.sin(math.pi * torch.arange(self.n_rows, dtype=torch.float64) / (self.n_rows - 1))
+
+    def _positions(self) -> Tensor:
+        return torch.arange(self.n_nails + 1, dtype=torch.float64)
+
+    def _setting(self, design: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Drop position and rows read, (*) each."""
+        if design is None:
+            return torch.tensor(self._middle), torch.tensor(self.n_rows)
+        for k, axis in enumerate(self.designs):
+            value = design[..., k]
+            if bool(((value < axis.low) | (value > axis.high) | (value != value.round())).any()):
+                raise InputError(f"design '{axis.name}' must be a whole number from {axis.low} to {axis.high}.")
+        return design[..., 0].long(), design[..., 1].long()
+
+    def _left(self, theta: Tensor, row: int) -> Tensor:
+        """p(left) in a row for every position, (*, n_nails + 1)."""
+        tilt = float(self._tilt()[row])
+        position = self._positions()
+        side = 2 * position / (self.n_nails - 1) - 1
+        left = (1 - tilt) / 2 + tilt * torch.sigmoid(10 * theta.to(torch.float64) * side)
+        if row % 2 == 1:
+            left = torch.where(position == 0, 0.0, torch.where(position == self.n_nails, 1.0, left))
+        return left
+
+    def _push(self, theta: Tensor, design: Tensor | None) -> list[Tensor]:
+        """Distribution of the position before each row and after the last, n_rows + 1 of (*, n_nails + 1)."""
+        drop, rows = self._setting(design)
+        shape = torch.broadcast_shapes(theta.shape[:-1], drop.shape)
+        at = torch.nn.functional.one_hot(drop, self.n_nails + 1).to(torch.float64).expand(*shape, -1)
+        history = [at]
+        for row in range(self.n_rows):
+            left = self._left(theta, row)
+            if row % 2 == 0:
+                moved = at * left + torch.roll(at * (1 - left), 1, -1)
+            else:
+                moved = torch.roll(at * left, -1, -1) + at * (1 - left)
+            at = moved if design is None else torch.where((row < rows)[..., None], moved, at)
+            history.append(at)
+        return history
+
+    def _slot_scores(self, theta: Tensor, design: Tensor | None) -> Tensor:
+        """d log p / dtheta of every slot, (*, n_nails + 1); 0 where a slot cannot be reached."""
+        theta = theta.to(torch.float64)
+        slots, slope, *_ = torch.func.jvp(lambda at: self._push(at, design)[-1], (theta,), (torch.ones_like(theta),))
+        return torch.where(slots > 0, slope / torch.where(slots > 0, slots, 1.0), 0.0)
