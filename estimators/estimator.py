@@ -2,15 +2,16 @@
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sbi_core.errors import InputError
+from sbi_core.estimators.scaling import Scaler
 from sbi_core.parameters import Parameter, names
 from sbi_core.simulations import Rows, Simulations
-from sbi_core.estimators.scaling import Scaler
 
 
 class Estimator(nn.Module, abc.ABC):
@@ -32,13 +33,13 @@ class Estimator(nn.Module, abc.ABC):
         categories: int | None = None,
     ) -> None:
         super().__init__()
-        self.parameters = tuple(parameters)  # type: ignore[assignment]
+        self.axes = tuple(parameters)
         self.designs = tuple(designs)
         self.x_shape = tuple(x_shape)
         self.categories = categories
         self.options: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
-        self.theta_scaler = Scaler(len(self.parameters))  # type: ignore[arg-type]
+        self.theta_scaler = Scaler(len(self.axes))
         self.design_scaler = Scaler(len(self.designs))
         self.register_buffer("trained", torch.tensor(False))
 
@@ -62,16 +63,14 @@ class Estimator(nn.Module, abc.ABC):
         """Draw new initial weights from torch's global random state."""
 
     def log_likelihood(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
-        """log p(x | theta, design) in nats up to a term without theta; theta (*, D), x (*, event), broadcasting to (*)."""
+        """log p(x | theta, design) in nats up to a term without theta; theta (*, D), x (*, event), together (*)."""
         return self.observe(x, design)(theta)
 
     def _conditions(self, theta: Tensor, design: Tensor | None) -> list[Tensor]:
         """Scaled theta (*, D) and design (*, K)."""
-        dims = len(self.parameters)
+        dims = len(self.axes)
         if theta.shape[-1:] != (dims,):
-            raise InputError(
-                f"theta has shape {tuple(theta.shape)}, expected (*, {dims}) for {names(self.parameters)}."
-            )
+            raise InputError(f"theta has shape {tuple(theta.shape)}, expected (*, {dims}) for {names(self.axes)}.")
         if (design is None) != (not self.designs):
             needed = (
                 f"needs a design with axes {names(self.designs)}" if self.designs else "was trained without designs"
@@ -85,11 +84,17 @@ class Estimator(nn.Module, abc.ABC):
         if x.shape[x.ndim - event :] != self.x_shape or x.ndim < event:
             raise InputError(f"x has shape {tuple(x.shape)}, expected (*, {', '.join(map(str, self.x_shape))}).")
 
+    def save(self, folder: str | Path) -> Path:
+        """Write weights (safetensors) and description (JSON) into a folder; `load_estimator` reads them back."""
+        from sbi_core.estimators.files import save_estimator
+
+        return save_estimator(self, folder)
+
     def describe(self) -> Mapping[str, Any]:
         """Plain data from which `load_estimator` builds the same shapes again."""
         return {
             "class": type(self).__name__,
-            "parameters": [vars(p) for p in self.parameters],
+            "parameters": [vars(p) for p in self.axes],
             "designs": [vars(p) for p in self.designs],
             "x_shape": list(self.x_shape),
             "categories": self.categories,

@@ -51,6 +51,11 @@ class Batch:
         shared = {"score_scale": pairs.pop("score_scale")}
         return Batch(**{name: None if value is None else value[index] for name, value in pairs.items()}, **shared)
 
+    def to(self, device: Any) -> "Batch":
+        """The same on a device."""
+        pairs = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: None if value is None else value.to(device) for name, value in pairs.items()})
+
 
 def needs(*columns: str) -> Callable[[Loss], Loss]:
     """Say which columns of a `Batch` a loss reads beyond theta and x."""
@@ -83,7 +88,7 @@ def alice(estimator: Estimator, batch: Batch) -> Tensor:
 
 
 @needs("theta_alt", "joint_log_ratio", "joint_score")
-def alices(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
+def alices(estimator: Estimator, batch: Batch, *, alpha: float = 1.0) -> Tensor:
     """`alice` plus alpha times the squared error of grad_theta f against the joint score, ().
 
     The score term is divided, parameter by parameter, by the root mean square of the joint score on the training

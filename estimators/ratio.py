@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -49,7 +50,7 @@ class RatioEstimator(Estimator):
         self.options = {"hidden": list(hidden)}
         flat = torch.Size(self.x_shape).numel()
         self.x_scaler = None if categories else Scaler(flat)
-        width = (categories or flat) + len(self.parameters) + len(self.designs)
+        width = (categories or flat) + len(self.axes) + len(self.designs)
         with seeded(0):
             self.network = mlp(width, hidden, 1)
 
@@ -81,7 +82,7 @@ class RatioEstimator(Estimator):
 
         def log_likelihood(theta: Tensor) -> Tensor:
             inputs = [seen, *self._conditions(theta, design)]
-            shape = torch.broadcast_shapes(*(part.shape[:-1] for part in inputs))
+            shape = np.broadcast_shapes(*(part.shape[:-1] for part in inputs))
             joined = torch.cat([part.expand(*shape, -1) for part in inputs], -1)
             value: Tensor = self.network(joined)
             return value[..., 0]

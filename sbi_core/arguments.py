@@ -1,5 +1,6 @@
 """The command line of `sbi-run`: what was given, checked before anything is run or written, and passed on to Hydra."""
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -66,7 +66,7 @@ def read_arguments(arguments: Sequence[str]) -> Request:
         given += _parse(_implied(given), multirun=False)
         _check(given, groups)
         passed = [_passed_on(override) for override in given]
-        jobs = BasicSweeper.split_arguments(_parse(passed, multirun=parsed.multirun), None)[0]
+        jobs = _jobs(_parse(passed, multirun=parsed.multirun))
         name = parsed.config_name or "config"
         configs = [_compose(name, job) for job in jobs]
     if parsed.multirun:
@@ -101,6 +101,17 @@ def _searching(config_dir: str | None) -> Iterator[dict[str, list[str]]]:
         GlobalHydra.instance().clear()
 
 
+def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
+    """Overrides of each job, one for every combination of the values that are swept over."""
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in overrides
+    ]
+    return [list(job) for job in itertools.product(*choices)]
+
+
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     try:
         return compose(name, overrides=list(overrides))
@@ -118,6 +129,8 @@ def _parse(overrides: Sequence[str], *, multirun: bool) -> list[Override]:
             raise InputError(f"'{text}' cannot be read ({_first_line(error)}).{cure}") from error
         if found[-1].is_sweep_override() and not multirun:
             raise InputError(f"'{text}' names several values; add -m to run one job each.")
+        if found[-1].is_sweep_override() and not found[-1].is_discrete_sweep():
+            raise InputError(f"'{text}': list the values, {found[-1].key_or_group}=first,second.")
     return found
 
 
@@ -131,7 +144,7 @@ def _check(overrides: Sequence[Override], groups: dict[str, list[str]]) -> None:
             continue
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
         for value in values:
-            if isinstance(value, dict) or value is None:
+            if isinstance(value, dict) or (value is None and key == "simulator"):
                 continue
             if str(value) not in groups[key]:
                 raise InputError(f"{key}={value}: {nearest(str(value), groups[key])}")
@@ -154,6 +167,8 @@ def _passed_on(override: Override) -> str:
     """An option of a group may be new to Hydra: `build` checks it against the constructor."""
     text = str(override.input_line)
     key = str(override.key_or_group)
+    if key in CHOSEN and override.value() is None and not override.is_sweep_override():
+        return f"~{key}"
     free = key.split(".")[0] in GROUPS and "." in key and not override.is_delete()
     return f"++{text.lstrip('+')}" if free else text
 
@@ -197,4 +212,3 @@ def _without(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
 def _first_line(error: BaseException) -> str:
     lines: list[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
-

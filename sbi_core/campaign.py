@@ -172,7 +172,7 @@ class Plan:
         if column.ndim < 2 or len(column) != len(theta) or (shape is not None and column.shape[1:] != shape):
             cure = f" One number per row needs {name}[:, None]." if column.shape == (len(theta),) else ""
             raise SimulatorError(f"{where} has shape {tuple(column.shape)}, expected {expected}{at}{cure}")
-        return column.clone() if column is value else column
+        return column.clone() if isinstance(value, Tensor) else column
 
 
 def _draw(source: Distribution | Tensor, seed: np.random.SeedSequence, first: int, rows: int) -> Tensor:

@@ -91,6 +91,8 @@ def check_shapes(table: dict[str, Tensor], width: int | None) -> None:
         raise InputError(
             f"theta is not finite in {int(bad.sum())} rows; the first is row {row}: {theta[row].tolist()}."
         )
+    if ("theta_alt" in table) != ("joint_log_ratio" in table):
+        raise InputError("theta_alt and joint_log_ratio belong together; only one of them was given.")
     n, dims = theta.shape
     alt = table.get("theta_alt")
     contrasts = alt.shape[1] if alt is not None and alt.ndim == 3 else "C"
@@ -98,8 +100,6 @@ def check_shapes(table: dict[str, Tensor], width: int | None) -> None:
     for name, shape in shapes.items():
         if name in table and tuple(table[name].shape) != shape:
             raise InputError(f"{name} has shape {tuple(table[name].shape)}, expected {shape}.")
-    if ("theta_alt" in table) != ("joint_log_ratio" in table):
-        raise InputError("theta_alt and joint_log_ratio belong together; only one of them was given.")
 
 
 def invent_parameters(theta: Tensor) -> list[Parameter]:

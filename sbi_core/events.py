@@ -96,7 +96,8 @@ class Events(Simulator):
         if len(run):
             x, z = self.simulator.sample(theta[run], None if design is None else design[run], generator)
         else:
-            x, z = (None if column is None else column[:0] for column in self._event)
+            x, z = self._event
+            x, z = x[:0], None if z is None else z[:0]
         if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != len(run):
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise SimulatorError(f"simulator '{self.simulator.name}': x is {shape}, expected ({len(run)}, ...).")

@@ -31,7 +31,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "legend.fontsize": 9.5,
-    "mathtext.fontset": "cm",
+    "mathtext.fontset": "dejavusans",
     "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
 }
@@ -39,7 +39,7 @@ STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the report's style: `with style(): figure, axes = matplotlib.pyplot.subplots()`."""
+    """Set the report's style for a block of code."""
     import matplotlib
 
     settings = STYLE | {"axes.prop_cycle": matplotlib.rcsetup.validate_cycler(STYLE["axes.prop_cycle"])}
@@ -165,7 +165,9 @@ def posterior_1d(posteriors: Mapping[str, Any], parameter: int = 0, *, axes: Any
         if number == 0:
             low, high = (float(end[parameter]) for end in posterior.credible_interval(LEVEL))
             inside = (theta >= low) & (theta <= high)
-            axes.fill_between(theta, density, where=inside, color=colour, alpha=0.25, lw=0, label=f"{LEVEL:.0%} interval")
+            axes.fill_between(
+                theta, density, where=inside, color=colour, alpha=0.25, lw=0, label=f"{LEVEL:.0%} interval"
+            )
         axes.plot(theta, density, color=colour, label=label, ls="-" if number == 0 else (0, (4, 2)), zorder=3 + number)
         mean, sd = float(posterior.mean[parameter]), float(posterior.stddev[parameter])
         near += [max(mean - 5 * sd, float(theta[0])), min(mean + 5 * sd, float(theta[-1]))]
@@ -222,7 +224,8 @@ def observation(x_obs: Tensor, simulator: Simulator, posterior: Any, *, draws: i
     axes.step(place, expected, where="mid", color=BLUE, label="posterior predictive")
     used = kept.nonzero().flatten()
     axes.set(xlim=(int(used[0]) - 0.8, int(used[-1]) + 0.8), xlabel="$x$", ylabel="count")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.22 * max(float(counts.max()), float((expected + width).max())))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper right")
     return axes
 

@@ -99,7 +99,7 @@ def describe(distribution: Distribution | None) -> dict[str, Any] | None:
         return {"type": "Independent", "base": base, "dims": distribution.reinterpreted_batch_ndims}
     kind = type(distribution)
     if kind.__name__ in RECORDED and kind is getattr(torch.distributions, kind.__name__):
-        wanted = ("loc", "scale_tril") if kind.__name__ == "MultivariateNormal" else tuple(kind.arg_constraints)
+        wanted = ("loc", "scale_tril") if kind.__name__ == "MultivariateNormal" else tuple(distribution.arg_constraints)
         return {"type": kind.__name__, "arguments": {key: getattr(distribution, key).tolist() for key in wanted}}
     with seeded(0):
         drawn = distribution.sample(torch.Size([8])).double().numpy(force=True)

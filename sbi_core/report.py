@@ -4,11 +4,13 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import sbi_core
 from sbi_core import plots
 from sbi_core.results import Results
 
@@ -67,16 +69,18 @@ def write_report(path: str | Path, results: Results) -> Path:
 
 
 def _header(results: Results) -> Iterator[str]:
-    world = results.simulator.name if results.simulator is not None else "data"
-    facts = [f"{world}, {results.n_simulations:,} simulations"]
+    world = "made elsewhere" if results.simulator is None else f"of {results.simulator.name}"
+    facts = [f"{results.n_simulations:,} simulations {world}"]
     if results.training is not None:
         facts.append(f"loss {results.training['loss']}")
     if results.x_obs is not None:
         facts.append(f"{len(results.x_obs):,} observation{'s' if len(results.x_obs) != 1 else ''}")
-    yield (
-        f"<header><h1>sbi-run · {escape(results.name)}</h1>"
-        f'<p class="result">{escape(results.headline())}</p><p>{escape(" · ".join(facts))}</p></header>'
-    )
+    lines = [results.headline()] if results.posterior is None else results.sentences(results.posterior)
+    result = "".join(f'<p class="result">{_text(line)}</p>' for line in lines)
+    if results.exact is not None:
+        result += f"<p>With the exact likelihood: {_text('; '.join(results.sentences(results.exact)))}</p>"
+    result += f"<p>{_text(' · '.join(facts))}</p>"
+    yield f"<header><h1>sbi-run · {escape(results.name)}</h1>{result}</header>"
 
 
 def _posterior(results: Results) -> Iterator[str]:
@@ -149,8 +153,12 @@ def _gold(results: Results) -> Iterator[str]:
         for test in tests
     ]
     table = _table(["test", "about", "statistic:number", "z:number", "verdict"], rows)
-    said = f'<p class="verdict {"good" if results.gold["passed"] else "bad"}">{escape(str(results.gold["verdict"]))}</p>'
-    yield _section("Gold check", f'{said}<div class="single">{figure}</div><details><summary>All tests</summary>{table}</details>')
+    said = (
+        f'<p class="verdict {"good" if results.gold["passed"] else "bad"}">{escape(str(results.gold["verdict"]))}</p>'
+    )
+    yield _section(
+        "Gold check", f'{said}<div class="single">{figure}</div><details><summary>All tests</summary>{table}</details>'
+    )
 
 
 def _training(results: Results) -> Iterator[str]:
@@ -160,8 +168,7 @@ def _training(results: Results) -> Iterator[str]:
         best = training["best_epoch"]
         n_train, n_held_out = training["rows"]
         caption = (
-            f"Training on {n_train:,} rows, {n_held_out:,} held out, {training['loss']}; "
-            f"{training['seconds']:.1f} s."
+            f"Training on {n_train:,} rows, {n_held_out:,} held out, {training['loss']}; {training['seconds']:.1f} s."
         )
         history = training["history"]
         figures.append(_figure(lambda axes: plots.training_curves(history, best_epoch=best, axes=axes), caption))
@@ -183,9 +190,9 @@ def _training(results: Results) -> Iterator[str]:
 def _provenance(results: Results) -> Iterator[str]:
     rows = [["seed", escape(str(results.seed))]]
     rows += [[escape(name), escape(version)] for name, version in results.versions.items()]
-    rows += [[f"{escape(stage)}", f"{seconds:.1f} s"] for stage, seconds in results.seconds.items()]
+    rows += [[f"time to {escape(stage)}", f"{seconds:.1f} s"] for stage, seconds in results.seconds.items()]
     settings = escape(json.dumps(results.settings, indent=1, ensure_ascii=False))
-    citation = escape(CITATION.format(version=results.versions.get("sbi-core", "")))
+    citation = escape(CITATION.format(version=sbi_core.__version__))
     yield _section(
         "How it was made",
         f"{_table(['', ''], rows)}<details><summary>Configuration</summary><pre>{settings}</pre></details>"
@@ -229,6 +236,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{f'<thead><tr>{head}</tr></thead>' if any(titles) else ''}<tbody>{body}</tbody></table>"
 
 
+def _text(text: str) -> str:
+    """Escape, with a true minus before numbers."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", escape(text))
+
+
 def _number(value: Any, unit: str = "", *, digits: int = 4) -> str:
     if value is None or not math.isfinite(value):
         return "—"
@@ -243,7 +255,7 @@ def _number(value: Any, unit: str = "", *, digits: int = 4) -> str:
 
 def _verdict(text: str) -> str:
     kind = "soft" if "unchecked" in text else "bad" if "NOT" in text or "contradicts" in text else "good"
-    return f'<span class="{kind}">{escape(text)}</span>'
+    return f'<span class="{kind}">{_text(text)}</span>'
 
 
 def _figure(draw: Callable[[Any], Any], caption: str, size: tuple[float, float] | None = None) -> str:

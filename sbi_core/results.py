@@ -20,6 +20,9 @@ from sbi_core.simulator import Simulator
 LEVEL = 0.683
 """Probability of the intervals that are quoted."""
 
+RANGE = "x_obs inside the simulated range"
+"""The check that says whether the estimator has seen anything like the observation."""
+
 CLOSE = 0.15
 """Total variation up to which two posteriors are called close."""
 
@@ -148,17 +151,22 @@ class Results:
         """The result in one line: each parameter, its interval and the exact ones."""
         if self.posterior is None:
             return f"trained on {self.n_simulations:,} simulations; nothing was observed"
-        return ", ".join(self._sentence(k) for k in range(len(self.parameters)))
+        found = []
+        for k, learned in enumerate(self.sentences(self.posterior)):
+            exact = "" if self.exact is None else f" (exact: {self.sentences(self.exact, short=True)[k]})"
+            found.append(learned + exact)
+        return "; ".join(found)
 
-    def _sentence(self, k: int) -> str:
-        axis = self.parameters[k]
-        unit = f" {axis.unit}" if axis.unit else ""
-        mean, low, high, digits = estimate(self.posterior, k)
-        text = f"{axis.name} = {mean:.{digits}f}{unit}, {LEVEL:.0%} interval [{low:.{digits}f}, {high:.{digits}f}]"
-        if self.exact is not None:
-            mean, low, high, _ = estimate(self.exact, k)
-            text += f" (exact: {mean:.{digits}f}, [{low:.{digits}f}, {high:.{digits}f}])"
-        return text
+    def sentences(self, posterior: Any, *, short: bool = False) -> list[str]:
+        """Mean and interval of each parameter of a posterior; `short` leaves the words out."""
+        found = []
+        for k, axis in enumerate(self.parameters):
+            mean, low, high, digits = estimate(posterior, k)
+            unit = f" {axis.unit}" if axis.unit else ""
+            interval = f"[{low:.{digits}f}, {high:.{digits}f}]"
+            words = f"{axis.name} = {mean:.{digits}f}{unit}, {LEVEL:.0%} interval {interval}"
+            found.append(f"{mean:.{digits}f}, {interval}" if short else words)
+        return found
 
     def numbers(self) -> dict[str, dict[str, Any]]:
         """Every number of the run: name -> value, unit and verdict."""
@@ -179,7 +187,11 @@ class Results:
         """Plain data for `summary.json`."""
         checks = {} if self.posterior is None else dict(self.posterior.verdicts)
         flags = [] if self.posterior is None else list(self.posterior.flags)
-        training = {} if self.training is None else {k: v for k, v in self.training.items() if k != "history"}
+        training = (
+            {}
+            if self.training is None
+            else {k: v for k, v in self.training.items() if k not in ("history", "gold", "x_range")}
+        )
         return {
             "result": self.headline(),
             "numbers": self.numbers(),
@@ -233,7 +245,7 @@ def _posterior_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
 def _quality_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
     found: dict[str, tuple[float, str, str]] = {}
     if results.x_obs is not None:
-        said = results.posterior.verdicts.get("x_obs", "unchecked") if results.posterior is not None else "unchecked"
+        said = results.posterior.verdicts.get(RANGE, "unchecked") if results.posterior is not None else "unchecked"
         found["observations"] = len(results.x_obs), "", said
     if results.n_simulations:
         valid = None if results.data is None else float(results.data.valid.double().mean())
@@ -253,5 +265,5 @@ def _quality_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
         held_out = results.training["history"]["validation"]
         index = list(results.training["history"]["epoch"]).index(best) if held_out else 0
         value = held_out[index] if held_out else math.nan
-        found["held-out loss"] = value, "nats", f"lowest at epoch {best} of {epochs}, whose weights were kept"
+        found["held-out loss"] = value, "nats", f"at epoch {best} of {epochs}, whose weights were kept"
     return found

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ _OBSERVED: Rule = (
 )
 _DEVICE: Rule = (lambda value: value is None or _is_device(value), "a device such as cpu or cuda:0 (or null)")
 _PART: Rule = (lambda value: type(value) in (int, float) and 0 < value < 1, "a number between 0 and 1")
+_RATE: Rule = (lambda value: type(value) in (int, float) and 0 < value < math.inf, "a positive number")
 _RANGES: Rule = (lambda value: value is None or _is_ranges(value), "ranges by name, '{mass: [0.5, 2.0]}' (or null)")
 
 RULES: dict[str, Rule] = {
@@ -56,6 +58,9 @@ RULES: dict[str, Rule] = {
     "training.batch_size": _whole(1),
     "training.validation_fraction": _PART,
     "training.patience": _whole(1, or_null=True),
+    "training.learning_rate": _RATE,
+    "training.contrasts": _whole(1),
+    "training.invalid": (lambda value: value in ("error", "drop"), "error or drop"),
 }
 
 
@@ -63,7 +68,9 @@ def check_key(key: str, *, groups: Iterable[str] = (*GROUPS, "study")) -> None:
     """Raise `InputError`, naming near matches, unless there is such a key; options of a group are not looked at."""
     known = {*RULES, *groups, "training"}
     if key not in known and key.split(".")[0] not in GROUPS:
-        raise InputError(f"there is no key '{key}': {nearest(key, known)}")
+        close = get_close_matches(key, known, n=3, cutoff=0.6)
+        guess = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(sorted(known))}."
+        raise InputError(f"there is no key '{key}': {guess}")
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
@@ -117,7 +124,9 @@ def read_observation(source: str | Sequence[float], supplied: Mapping[str, Path]
             values = values[found or values.files[0]]
         return torch.as_tensor(np.asarray(values, dtype=np.float64))
     except (ValueError, OSError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"x_obs: '{source}' cannot be read ({error}).") from None
+        raise (
+            error if isinstance(error, InputError) else InputError(f"x_obs: '{source}' cannot be read ({error}).")
+        ) from None
 
 
 def check_event(x_obs: Tensor, event: Sequence[int], *, iid: bool, categories: int | None = None) -> Tensor:

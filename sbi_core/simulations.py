@@ -201,14 +201,12 @@ class Simulations:
                         f"{list(first.columns())}."
                     )
         stacked = {name: torch.cat([part.columns()[name] for part in aligned]) for name in first.columns()}
-        campaigns = {(part.info.simulator, part.info.version, part.info.seed) for part in aligned}
-        info = first.info
-        if len(campaigns) > 1:
-            proposals = [describe(part.info.proposal) for part in aligned]
-            same = all(proposal == proposals[0] for proposal in proposals)
+        info, campaigns = first.info, [replace(part.info, parameters=(), designs=()).to_json() for part in aligned]
+        if info.seed is None or any(campaign != campaigns[0] for campaign in campaigns):
+            same = all(campaign["proposal"] == campaigns[0]["proposal"] for campaign in campaigns)
             info = replace(info, proposal=info.proposal if same else None, seed=None)
             stacked["row"] = torch.arange(len(stacked["theta"]))
-        elif info.seed is not None and len(stacked["row"].unique()) < len(stacked["row"]):
+        elif len(stacked["row"].unique()) < len(stacked["row"]):
             raise InputError(f"duplicate rows: the batches share rows of the campaign with seed {info.seed}.")
         return cls(**stacked, info=info)
 

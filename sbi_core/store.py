@@ -106,11 +106,12 @@ class Store:
         import zarr
 
         arrays = {}
-        for name in self._attributes["sbi_core"]["columns"]:
-            try:
-                arrays[name] = zarr.open_array(self.path / name, mode="r+", config={"write_empty_chunks": True})
-            except FileNotFoundError:
-                raise StoreError(f"{self.path}: the array of column {name} is missing.") from None
+        with zarr.config.set({"array.write_empty_chunks": True}):  # so that a file that is not there is a fault
+            for name in self._attributes["sbi_core"]["columns"]:
+                try:
+                    arrays[name] = zarr.open_array(self.path / name, mode="r+")
+                except FileNotFoundError:
+                    raise StoreError(f"{self.path}: the array of column {name} is missing.") from None
         return arrays
 
     def reserve(self, rows: int) -> None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +91,7 @@ class GaltonBoard(Simulator):
     def log_likelihood(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
         """Exact log p(x | theta, design), theta (*, 1), x (*, 1), design (*, 2), broadcasting to (*), float64."""
         slots = self.log_probabilities(theta, design)
-        shape = torch.broadcast_shapes(slots.shape[:-1], x.shape[:-1])
+        shape = np.broadcast_shapes(slots.shape[:-1], x.shape[:-1])
         return slots.expand(*shape, -1).gather(-1, x.long().expand(*shape, 1))[..., 0]
 
     def log_probabilities(self, theta: Tensor, design: Tensor | None = None) -> Tensor:
@@ -105,7 +106,7 @@ class GaltonBoard(Simulator):
     def score(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
         """Exact d/dtheta log p(x | theta, design), theta (*, 1), x (*, 1), as (*, 1)."""
         slots = self._slot_scores(theta, design)
-        shape = torch.broadcast_shapes(slots.shape[:-1], x.shape[:-1])
+        shape = np.broadcast_shapes(slots.shape[:-1], x.shape[:-1])
         return slots.expand(*shape, -1).gather(-1, x.long().expand(*shape, 1))
 
     def fisher_information(self, theta: Tensor, design: Tensor | None = None, *, latent: bool = False) -> Tensor:
@@ -174,7 +175,7 @@ class GaltonBoard(Simulator):
     def _push(self, theta: Tensor, design: Tensor | None) -> list[Tensor]:
         """Distribution of the position before each row and after the last, n_rows + 1 of (*, n_nails + 1)."""
         drop, rows = self._setting(design)
-        shape = torch.broadcast_shapes(theta.shape[:-1], drop.shape)
+        shape = np.broadcast_shapes(theta.shape[:-1], drop.shape)
         at = torch.nn.functional.one_hot(drop, self.n_nails + 1).to(torch.float64).expand(*shape, -1)
         history = [at]
         for row in range(self.n_rows):

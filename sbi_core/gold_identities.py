@@ -1,0 +1,263 @@
+"""The identities that true gold satisfies, each as terms whose mean must vanish.
+
+The pairs (theta, theta') of the ratio tests are near ones, chosen here if the simulator has a `log_joint`, and
+down-weighted by their distance if they were stored.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from sbi_core.gold import joint_log_ratio, joint_score, log_joint
+from sbi_core.parameters import names
+from sbi_core.priors import UniformPrior
+from sbi_core.seeding import block_seed
+from sbi_core.simulations import Simulations
+from sbi_core.simulator import Simulator
+
+_STEP = 0.7
+"""Distance of the near contrasts, in units of one over the typical size of the joint score."""
+
+TOLERANCE = 1e-5
+"""Largest relative difference from log_joint and its slope."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One thing that true gold satisfies.
+
+    Attributes:
+        name: which identity.
+        parameter: which axis of theta it is about, or "ratio".
+        terms: one number a row (N,), whose mean must vanish; `None` for an exact comparison.
+        error: of an exact comparison, in units of `TOLERANCE`.
+        one_sided: only a positive mean is wrong.
+    """
+
+    name: str
+    parameter: str
+    terms: Tensor | None = None
+    error: float = 0.0
+    one_sided: bool = False
+
+
+def identities(live: Simulator | None, rows: Simulations, seed: int) -> Iterator[list[Identity]]:
+    """Yield the tests that these rows allow, group by group; `live` is a simulator whose log_joint can be evaluated."""
+    score = rows.joint_score if rows.joint_score is not None else joint_score(live, rows) if live else None
+    if score is not None:
+        size = _local_size(rows.theta, score)
+        yield _score_means(rows, score / size)
+        yield _moments(rows, score)
+        if live is not None:
+            yield _slopes(live, rows, size)
+            yield _information(live, rows, size)
+            yield _near_ratios(live, rows, size, seed)
+    if rows.joint_log_ratio is not None:
+        yield _stored_ratios(live, rows, score)
+
+
+def _local_size(theta: Tensor, values: Tensor) -> Tensor:
+    """Typical size of values (N, V) at each theta (N, D): weights of theta alone leave every conditional mean zero."""
+    floor = 0.1 * values.square().mean(0).clamp(min=1e-300)
+    unit = _standard(theta)
+    terms = torch.cat([unit, unit**2], 1)
+    each = [_crossfit(terms, torch.log(values[:, k] ** 2 + floor[k]))[0] for k in range(values.shape[1])]
+    return torch.exp(torch.stack(each, 1) / 2)
+
+
+def _score_means(rows: Simulations, score: Tensor) -> list[Identity]:
+    weights = [torch.ones(len(rows)).to(score), *_standard(rows.theta).T]
+    labels = ["", *(f" weighted with {name}" for name in names(rows.info.parameters))]
+    return [
+        Identity(f"score mean{label}", parameter, score[:, d] * weight)
+        for d, parameter in enumerate(names(rows.info.parameters))
+        for weight, label in zip(weights, labels, strict=True)
+        if weight.any()
+    ]
+
+
+def _information(live: Simulator, rows: Simulations, size: Tensor) -> list[Identity]:
+    """E[t_d^2 + d t_d/d theta_d | theta] = 0, the slope by a central difference of the score."""
+    score = joint_score(live, rows)
+    tests = []
+    for d, parameter in enumerate(names(live.parameters)):
+        step = _along(d, 1e-4 / size)
+        slope = joint_score(live, rows, rows.theta + step)[:, d] - joint_score(live, rows, rows.theta - step)[:, d]
+        terms = score[:, d] ** 2 + slope / (2 * step[:, d])
+        terms = _less_linear(terms, rows.theta, score)
+        terms = terms * (size[:, d] / _local_size(rows.theta, terms[:, None])[:, 0]) ** 2
+        tests.append(Identity("score: Fisher information", parameter, terms))
+    return tests
+
+
+def _moments(rows: Simulations, score: Tensor) -> list[Identity]:
+    """E[phi (g t_d + d g + g d log p)] + E[g d phi] = 0, d = d/d theta_d, p the proposal, g zero at its edge.
+
+    phi(x, z, theta) is a feature less its linear trend in theta, which moves the trend into the last term.
+    """
+    edge = _edge(rows)
+    if edge is None:
+        return []
+    tests = []
+    for label, feature in _features(rows):
+        level, trend = _crossfit(rows.theta, feature)
+        residual = feature - level
+        for d, parameter in enumerate(names(rows.info.parameters)):
+            weight, slope = edge[0][:, d], edge[1][:, d]
+            terms = residual * (weight * score[:, d] + slope) - weight * trend[:, d]
+            tests.append(Identity(f"score moment of {label}", parameter, terms))
+    return tests
+
+
+def _edge(rows: Simulations) -> tuple[Tensor, Tensor] | None:
+    """g and d g + g d log p of the proposal for each axis, (N, D) each; None where that is not known."""
+    proposal = rows.info.proposal
+    if isinstance(proposal, UniformPrior):
+        if bool(proposal.integer.any()):
+            return None
+        width = proposal.high - proposal.low
+        unit = (rows.theta - proposal.low) / width
+        return 4 * unit * (1 - unit), 4 * (1 - 2 * unit) / width
+    everywhere = (constraints.real_vector, constraints.independent(constraints.real, 1))
+    if proposal is None or str(proposal.support) not in map(str, everywhere):
+        return None
+    theta = rows.theta.clone().requires_grad_()
+    slope = torch.autograd.grad(proposal.log_prob(theta).sum(), theta)[0]
+    return torch.ones_like(slope), slope
+
+
+def _near_ratios(live: Simulator, rows: Simulations, size: Tensor, seed: int) -> list[Identity]:
+    """E[r] = 1 at theta' = theta +- step along each axis, and the bounded form, for pairs inside the prior."""
+    tests = []
+    generator = np.random.default_rng(block_seed(seed, 1))
+    sign = torch.from_numpy(generator.choice([-1.0, 1.0], len(rows))).to(size)
+    score = joint_score(live, rows)
+    score_size = size.square().mean(0).sqrt()
+    for d, parameter in enumerate(names(live.parameters)):
+        near = _along(d, sign[:, None] * _STEP / size)
+        excess = torch.expm1(_log_ratio_inside(live, rows, near))
+        tests.append(Identity("ratio mean", parameter, _less_linear(excess, rows.theta, sign[:, None] * score)))
+        if isinstance(rows.info.proposal, UniformPrior):
+            tests += _pairs(live, rows, _along(d, (sign[:, None] / score_size).expand_as(size)), parameter)
+    return tests
+
+
+def _pairs(live: Simulator, rows: Simulations, step: Tensor, parameter: str) -> list[Identity]:
+    """Bounded forms for pairs with exchangeable labels, with l = log p(x, z | theta) - log p(x, z | theta').
+
+    E[a sigmoid(-l)] = 0 for every a that changes sign when the labels are exchanged: the sign of theta' - theta, and l
+    itself.
+    """
+    back = -_log_ratio_inside(live, rows, step)
+    used = back != 0
+    chance = torch.sigmoid(-back)
+    score = joint_score(live, rows) * torch.where(used, step.sum(1).sign(), 0.0)[:, None]
+    balance = _less_linear(torch.where(used, back * chance, 0.0), rows.theta, score)
+    sign = torch.where(used, step.sum(1).sign() * chance, 0.0)
+    return [
+        Identity("ratio bounded", parameter, sign),
+        Identity("ratio bounded, weighted with itself", parameter, balance),
+    ]
+
+
+def _log_ratio_inside(live: Simulator, rows: Simulations, step: Tensor) -> Tensor:
+    """log p(x, z | theta + step) - log p(x, z | theta), (N,); 0 where theta + step has left the prior."""
+    inside = live.prior.support.check(rows.theta + step)
+    other = torch.where(inside[:, None], rows.theta + step, rows.theta)
+    return joint_log_ratio(live, rows, other, rows.theta)
+
+
+def _less_linear(terms: Tensor, theta: Tensor, score: Tensor) -> Tensor:
+    """Terms (N,) less what is linear in the scores (N, D), which has mean zero at every theta and only adds noise."""
+    unit = _standard(theta)
+    powers = torch.cat([torch.ones_like(unit[:, :1]), unit, unit**2], 1)
+    columns = (score[:, :, None] * powers[:, None]).flatten(1)
+    return terms - (_crossfit(columns, terms)[1] * columns).sum(1)
+
+
+def _along(axis: int, step: Tensor) -> Tensor:
+    """Keep one axis of a step (N, D)."""
+    return step * (torch.arange(step.shape[1]) == axis)
+
+
+def _stored_ratios(live: Simulator | None, rows: Simulations, score: Tensor | None) -> list[Identity]:
+    """The same for stored contrasts, one term a row: near pairs weigh most."""
+    assert rows.joint_log_ratio is not None and rows.theta_alt is not None  # they come together
+    log_r = -rows.joint_log_ratio
+    bad = ~torch.isfinite(log_r)
+    shift = rows.theta_alt - rows.theta[:, None]
+    pull = (shift * score[:, None]).sum(-1) if score is not None else torch.zeros_like(log_r)
+    spread = _pair_variance(log_r, shift, score)
+    weight = torch.where(bad, 0.0, 1.0 / (torch.expm1(spread.clamp(max=20.0)) + 0.05))
+    excess = torch.where(bad, 0.0, torch.expm1(log_r.clamp(max=50.0)) - pull)
+    tests = [Identity("ratio mean of stored contrasts", "ratio", (weight * excess).mean(1))]
+    bounded = torch.nan_to_num(log_r, nan=0.0).clamp(-20.0, 20.0)
+    tests.append(Identity("mean log ratio of stored contrasts, at most 0", "ratio", bounded.mean(1), one_sided=True))
+    if live is not None:
+        truth = torch.stack(
+            [joint_log_ratio(live, rows, rows.theta_alt[:, k], rows.theta) for k in range(log_r.shape[1])], 1
+        )
+        error = torch.where(bad | ~torch.isfinite(truth), 0.0, log_r - truth).abs().max()
+        tests.append(Identity("ratio of stored contrasts against log_joint", "ratio", error=float(error) / TOLERANCE))
+    return tests
+
+
+def _slopes(live: Simulator, rows: Simulations, size: Tensor) -> list[Identity]:
+    """The score, or the stored one, against a central difference of log_joint."""
+    every = max(1, len(rows) // 1000)
+    few, size = rows[::every], size[::every]
+    score = joint_score(live, few) if few.joint_score is None else few.joint_score
+    tests = []
+    for d, parameter in enumerate(names(live.parameters)):
+        step = _along(d, 1e-4 / size)
+        with torch.no_grad():
+            ends = [log_joint(live, few, few.theta + k * step) for k in (-2, -1, 1, 2)]
+        slope = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * step[:, d])
+        error = float(((slope - score[:, d]).abs() / size[:, d]).max())
+        tests.append(Identity("score against the finite difference of log_joint", parameter, error=error / TOLERANCE))
+    return tests
+
+
+def _pair_variance(log_r: Tensor, shift: Tensor, score: Tensor | None) -> Tensor:
+    """Rough variance of log r for each pair: shift^T I shift, I from the scores or from a fit to log_r^2."""
+    if score is not None:
+        information = score.T @ score / len(score)
+        return torch.einsum("ncd,de,nce->nc", shift, information, shift)
+    squares = shift.square().flatten(0, 1)
+    target = torch.where(torch.isfinite(log_r), log_r, 0.0).square().clamp(max=4.0).flatten()
+    weight = 1 / squares.sum(-1).clamp(min=1e-300)
+    fitted = torch.linalg.lstsq(squares * weight[:, None], (target * weight)[:, None]).solution
+    return (squares @ fitted.clamp(min=0.0)).reshape(log_r.shape)
+
+
+def _features(rows: Simulations) -> list[tuple[str, Tensor]]:
+    """At most four standardised numbers a row, of x and of z: the means and one fixed random projection of each."""
+    found = []
+    for label, column in (("x", rows.x), ("z", rows.z)):
+        if column is None:
+            continue
+        flat = _standard(column.to(torch.float64).flatten(1))
+        direction = torch.from_numpy(np.random.default_rng(0).standard_normal(flat.shape[1])).to(flat)
+        found.append((f"{label}: mean", _standard(flat.mean(1, keepdim=True))[:, 0]))
+        if flat.shape[1] > 1:
+            found.append((f"{label}: projection", _standard((flat @ direction)[:, None])[:, 0]))
+        found.append((f"{label}: square", _standard(flat.square().mean(1, keepdim=True))[:, 0]))
+    return [(label, feature) for label, feature in found if bool(feature.any())]
+
+
+def _crossfit(terms: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Linear trend of a target (N,) in terms (N, T), each half of the rows with the other half's fit: value, slopes."""
+    half = torch.arange(len(terms)) % 2 == 0
+    ones = torch.cat([torch.ones_like(terms[:, :1]), terms], 1)
+    fits = [torch.linalg.lstsq(ones[part], target[part, None]).solution[:, 0] for part in (~half, half)]
+    coefficients = torch.where(half[:, None], fits[0], fits[1])
+    return (ones * coefficients).sum(1), coefficients[:, 1:]
+
+
+def _standard(columns: Tensor) -> Tensor:
+    centred = columns - columns.mean(0)
+    return centred / centred.square().mean(0).sqrt().clamp(min=1e-12 * float(columns.abs().max() + 1e-300))

@@ -1,0 +1,214 @@
+"""Posteriors of one or two parameters on a grid: exactly normalised, nothing sampled."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from sbi_core.inference.posterior import Posterior
+from sbi_core.parameters import Parameter
+
+COARSE = {1: 512, 2: 64}
+FINE = {1: 1024, 2: 128}
+"""Cells per axis, by dimension: first over the prior, then over the region that holds the posterior."""
+
+NEGLIGIBLE = 25.0
+"""Nats below the maximum at which a coarse cell is left out of the fine grid."""
+
+WIDE = 8.0
+"""Standard deviations of an unbounded prior that the grid spans."""
+
+
+class GridPosterior(Posterior):
+    """Density constant on the cells of a grid, so that it integrates to one exactly; event shape (D,).
+
+    Args:
+        parameters: the D axes of theta.
+        edges: cell edges of each axis, D tensors (*, G + 1).
+        log_density: any multiple of the density at the cell centres, in nats, (*, G) or (*, G, G).
+        verdicts: what was checked.
+        flags: what a careful reader should know.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        edges: Sequence[Tensor],
+        log_density: Tensor,
+        *,
+        verdicts: Mapping[str, str],
+        flags: Sequence[str] = (),
+    ) -> None:
+        self.parameters = tuple(parameters)
+        self.verdicts = dict(verdicts)
+        self.flags = tuple(flags)
+        self._edges = tuple(edge.to(torch.float64) for edge in edges)
+        dims = len(self._edges)
+        batch = log_density.shape[: log_density.ndim - dims]
+        widths = [edge.diff(dim=-1) for edge in self._edges]
+        self._log_cell = _outer([width.log() for width in widths])
+        flat = (log_density.to(torch.float64) + self._log_cell).flatten(len(batch))
+        self._log_mass = (flat - flat.logsumexp(-1, keepdim=True)).reshape(log_density.shape)
+        super().__init__(batch_shape=batch, event_shape=torch.Size([dims]), validate_args=False)
+
+    def __repr__(self) -> str:
+        return f"GridPosterior({', '.join(p.name for p in self.parameters)}; {tuple(self._log_mass.shape)} cells)"
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The box of the grid."""
+        low = torch.stack([edge[..., 0] for edge in self._edges], -1)
+        high = torch.stack([edge[..., -1] for edge in self._edges], -1)
+        return constraints.independent(constraints.interval(low, high), 1)
+
+    def grid(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Cell centres of each axis, D of (*, G), and the log density (nats) there, (*, G) or (*, G, G)."""
+        return tuple(_centres(edge) for edge in self._edges), self._log_mass - self._log_cell
+
+    def marginal(self, axis: int) -> Tensor:
+        """Probability of the cells along one axis, (*, G)."""
+        mass = self._log_mass.exp()
+        others = [k - len(self._edges) for k in range(len(self._edges)) if k != axis]
+        return mass.sum(others) if others else mass
+
+    @property
+    def mean(self) -> Tensor:
+        """Posterior mean, (*, D)."""
+        each = [(self.marginal(k) * _centres(edge)).sum(-1) for k, edge in enumerate(self._edges)]
+        return torch.stack(each, -1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Posterior variance of each parameter, (*, D)."""
+        each = []
+        for k, edge in enumerate(self._edges):
+            offset = _centres(edge) - self.mean[..., k, None]
+            each.append((self.marginal(k) * (offset**2 + edge.diff(dim=-1) ** 2 / 12)).sum(-1))
+        return torch.stack(each, -1)
+
+    def credible_interval(self, level: float = 0.683) -> tuple[Tensor, Tensor]:
+        """Equal-tailed interval of each parameter at a level: ends (*, D)."""
+        tail = (1 - level) / 2
+        low = torch.stack([self._quantile(k, tail) for k in range(len(self._edges))], -1)
+        high = torch.stack([self._quantile(k, 1 - tail) for k in range(len(self._edges))], -1)
+        return low, high
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density (nats) at value (*, D), as (*); minus infinity outside the grid."""
+        value = value.to(torch.float64)
+        shape = torch.broadcast_tensors(value[..., 0], torch.empty(self.batch_shape))[0].shape
+        density = (self._log_mass - self._log_cell).expand(*shape, *self._log_mass.shape[len(self.batch_shape) :])
+        inside = torch.ones(shape, dtype=torch.bool)
+        for k, edge in enumerate(self._edges):
+            edge = edge.expand(*shape, -1).contiguous()
+            at = value[..., k].expand(shape)
+            inside &= (at >= edge[..., 0]) & (at <= edge[..., -1])
+            cell = torch.searchsorted(edge, at[..., None].contiguous(), right=True) - 1
+            cell = cell.clamp(0, edge.shape[-1] - 2)
+            size = density.shape[len(shape) + 1 :]
+            index = cell.reshape(*shape, 1, *(1 for _ in size)).expand(*shape, 1, *size)
+            density = density.gather(len(shape), index).squeeze(len(shape))
+        return torch.where(inside, density, -torch.inf)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (torch's own signature)
+        """Draw (*sample_shape, *, D): a cell, then a point in it."""
+        count = math.prod(sample_shape)
+        mass = self._log_mass.exp().reshape(max(1, math.prod(self.batch_shape)), -1)
+        cells = torch.multinomial(mass, count, replacement=True).T.reshape(*sample_shape, *self.batch_shape)
+        size = self._log_mass.shape[-1]
+        places = [cells] if len(self._edges) == 1 else [cells // size, cells % size]
+        drawn = []
+        for place, edge in zip(places, self._edges, strict=True):
+            edge = edge.expand(*cells.shape, -1)
+            low = edge.gather(-1, place[..., None])[..., 0]
+            high = edge.gather(-1, place[..., None] + 1)[..., 0]
+            drawn.append(low + (high - low) * torch.rand(cells.shape, dtype=torch.float64))
+        return torch.stack(drawn, -1)
+
+    def _quantile(self, axis: int, level: float) -> Tensor:
+        mass, edge = self.marginal(axis), self._edges[axis]
+        below = torch.cat([torch.zeros_like(mass[..., :1]), mass.cumsum(-1)], -1)
+        target = torch.full_like(mass[..., :1], level)
+        cell = (torch.searchsorted(below, target) - 1).clamp(0, mass.shape[-1] - 1)
+        share = (target - below.gather(-1, cell)) / mass.gather(-1, cell).clamp(min=1e-300)
+        edge = edge.expand(*mass.shape[:-1], -1)
+        return (edge.gather(-1, cell) + share.clamp(0, 1) * edge.diff(dim=-1).gather(-1, cell))[..., 0]
+
+
+def grid_posterior(
+    parameters: Sequence[Parameter], prior: Distribution, log_likelihood: Callable[[Tensor], Tensor], rows: int
+) -> tuple[list[Tensor], Tensor, list[str]]:
+    """Evaluate prior times likelihood on a coarse grid, then on a fine one around what is not negligible.
+
+    Args:
+        parameters: the D axes of theta.
+        prior: event shape (D,).
+        log_likelihood: theta (rows, G, D) -> nats (rows, G).
+        rows: observations, each with a posterior of its own.
+
+    Returns:
+        Edges, D of (rows, G + 1), the log density at the cell centres, (rows, G) or (rows, G, G), and flags.
+    """
+    dims = len(parameters)
+    edges = [
+        torch.linspace(low, high, COARSE[dims] + 1, dtype=torch.float64).expand(rows, -1)
+        for low, high in _range(parameters, prior)
+    ]
+    density = _evaluate(edges, prior, log_likelihood)
+    used = density >= density.flatten(1).max(1).values.reshape(-1, *(1,) * dims) - NEGLIGIBLE
+    edges = [_zoom(edge, used.any(2 - k) if dims == 2 else used, FINE[dims]) for k, edge in enumerate(edges)]
+    density = _evaluate(edges, prior, log_likelihood)
+    flags = []
+    best = density.flatten(1).argmax(1)
+    for k, parameter in enumerate(parameters):
+        place = best if dims == 1 else best // FINE[2] if k == 0 else best % FINE[2]
+        if bool(((place == 0) | (place == FINE[dims] - 1)).any()):
+            flags.append(f"the posterior of '{parameter.name}' is highest at the edge of the prior")
+    return edges, density, flags
+
+
+def _evaluate(edges: Sequence[Tensor], prior: Distribution, log_likelihood: Callable[[Tensor], Tensor]) -> Tensor:
+    rows = edges[0].shape[0]
+    axes = [_centres(edge) for edge in edges]
+    if len(axes) == 1:
+        theta = axes[0][..., None]
+    else:
+        size = axes[0].shape[1]
+        theta = torch.stack([axes[0].repeat_interleave(size, 1), axes[1].repeat(1, size)], -1)
+    value = log_likelihood(theta) + prior.log_prob(theta)
+    return value.reshape(rows, *(axis.shape[1] for axis in axes))
+
+
+def _zoom(edge: Tensor, used: Tensor, cells: int) -> Tensor:
+    """New edges over the used cells of an axis, (rows, G + 1) and (rows, G), one cell wider on each side."""
+    size = used.shape[1]
+    number = torch.arange(size)
+    first = torch.where(used, number, size).min(1).values.sub(1).clamp(min=0)
+    last = torch.where(used, number, -1).max(1).values.add(2).clamp(max=size)
+    low, high = (edge.gather(1, end[:, None]) for end in (first, last))
+    return low + (high - low) * torch.linspace(0, 1, cells + 1, dtype=torch.float64)
+
+
+def _range(parameters: Sequence[Parameter], prior: Distribution) -> list[tuple[float, float]]:
+    """The part of each axis where the prior lives: its support, or eight standard deviations about its mean."""
+    support: Any = prior.support
+    base = getattr(support, "base_constraint", support)
+    low, high = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
+    if low is not None and high is not None:
+        ends = [torch.as_tensor(end, dtype=torch.float64).expand(len(parameters)) for end in (low, high)]
+    else:
+        ends = [prior.mean + sign * WIDE * prior.stddev for sign in (-1, 1)]
+        floor = -torch.inf if low is None else torch.as_tensor(low)
+        ends[0] = torch.maximum(ends[0], torch.as_tensor(floor, dtype=ends[0].dtype))
+    return [(float(a), float(b)) for a, b in zip(*ends, strict=True)]
+
+
+def _centres(edge: Tensor) -> Tensor:
+    return (edge[..., 1:] + edge[..., :-1]) / 2
+
+
+def _outer(axes: Sequence[Tensor]) -> Tensor:
+    return axes[0] if len(axes) == 1 else axes[0][..., :, None] + axes[1][..., None, :]

@@ -1,0 +1,142 @@
+"""From a log likelihood and a prior to a posterior."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_core.columns import to_column
+from sbi_core.errors import InputError
+from sbi_core.inference.grid import COARSE, GridPosterior, grid_posterior
+from sbi_core.parameters import Parameter, match
+from sbi_core.priors import check_prior
+
+_AT_ONCE = 200_000
+"""Pairs of theta and x evaluated together."""
+
+
+def infer(
+    estimator: Any,
+    prior: Distribution,
+    x_obs: Any,
+    *,
+    design: Any = None,
+    iid: bool = False,
+    batch: bool = False,
+) -> GridPosterior:
+    """Posterior of theta given an observation: prior times exp(log likelihood), exactly normalised on a grid.
+
+    Args:
+        estimator: anything with `log_likelihood` and `observe`: a trained estimator, or a simulator that knows its
+            exact likelihood.
+        prior: event shape (D,), D at most 2.
+        x_obs: one observation, event-shaped; with `iid` several independent ones at the same theta, (n, *event); with
+            `batch` one posterior per row, (B, *event); with both (B, n, *event).
+        design: the design of the observation, (K,), or one per row of x_obs.
+        iid: sum the log likelihood (in float64) over a leading axis.
+        batch: treat a leading axis as separate problems.
+
+    Returns:
+        A distribution with event shape (D,) and batch shape (B,) or ().
+
+    Raises:
+        InputError: for an x_obs of another shape, or not finite; a prior of another length; more than two parameters.
+    """
+    axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or getattr(estimator, "parameters")  # noqa: B009
+    check_prior(prior, axes)
+    if named := getattr(prior, "parameters", None):
+        order = match(axes, named, "the prior")
+        if order != list(range(len(order))):
+            raise InputError(
+                f"the prior's parameters {[p.name for p in named]} are in another order than {[p.name for p in axes]}."
+            )
+    if len(axes) not in COARSE:
+        raise InputError(f"theta has {len(axes)} parameters; the grid posterior serves at most {max(COARSE)}.")
+    shape = tuple(estimator.x_shape) if estimator.x_shape is not None else None
+    x, settings = _observation(x_obs, shape, estimator, iid, batch), _design(design, estimator)
+    if getattr(estimator, "trained", True) is not True and not bool(estimator.trained):
+        raise InputError(
+            f"{type(estimator).__name__} is not trained; give the estimator of a Fit: infer(run.estimator, ...)"
+        )
+    rows = len(x) if batch else 1
+    function = _log_likelihood(estimator, x if batch else x[None], settings, iid, rows)
+    edges, density, flags = grid_posterior(axes, prior, function, rows)
+    if not torch.isfinite(density.flatten(1).max(1).values).all():
+        raise InputError("the likelihood of x_obs is zero, or not a number, everywhere in the prior.")
+    if not batch:
+        edges, density = [edge[0] for edge in edges], density[0]
+    posterior = GridPosterior(axes, edges, density, verdicts={}, flags=flags)
+    posterior.verdicts = {
+        "normalisation": "exact on the grid",
+        "resolution": _resolution(posterior),
+        "coverage": "unchecked",
+        "x_obs inside the simulated range": "unchecked",
+    }
+    return posterior
+
+
+def _log_likelihood(estimator: Any, x: Tensor, design: Tensor | None, iid: bool, rows: int) -> Any:
+    """theta (rows, G, D) -> nats (rows, G), summed over the iid axis; equal observations are evaluated once."""
+    counts = None
+    if iid and rows == 1 and design is None:
+        unique, counts = torch.unique(x[0], dim=0, return_counts=True)
+        x = unique[None]
+    x = x[:, None] if iid else x[:, None, None]  # (rows, 1, n or 1, *event)
+    if design is not None and design.ndim > 1:
+        design = design[None, None] if rows == 1 else design[:, None, None]
+    look = estimator.observe(x, design)
+    weight = torch.ones(x.shape[2]).double() if counts is None else counts.double()
+
+    def log_likelihood(theta: Tensor) -> Tensor:
+        step = max(1, _AT_ONCE // (rows * x.shape[2]))
+        with torch.no_grad():
+            each = [look(part[:, :, None]).double() @ weight for part in theta.split(step, 1)]
+        return torch.cat(each, 1)
+
+    return log_likelihood
+
+
+def _observation(x_obs: Any, shape: tuple[int, ...] | None, estimator: Any, iid: bool, batch: bool) -> Tensor:
+    x = to_column("x_obs", x_obs)
+    extra = int(iid) + int(batch)
+    event = tuple(x.shape[extra:]) if shape is None else shape
+    if event == (1,) and x.ndim == extra:
+        x = x[..., None]  # numbers, where one number is an observation
+    if x.ndim < extra + len(event) or x.shape[x.ndim - len(event) :] != event or x.ndim != extra + len(event):
+        leading = ("B, " if batch else "") + ("n, " if iid else "")
+        wanted = f"({leading}{', '.join(map(str, event))}{',' if len(event) == 1 and not leading else ''})"
+        cure = ""
+        if x.ndim == len(event) + 1 and not extra and (x.shape[1:] == event or event == (1,)):
+            cure = " Several rows need iid=True (one theta for all) or batch=True (one posterior each)."
+        raise InputError(f"x_obs has shape {tuple(x.shape)}, expected {wanted}.{cure}")
+    if not torch.isfinite(x).all():
+        first = (~torch.isfinite(x)).nonzero()[0].tolist()
+        raise InputError(f"x_obs is NaN or infinite in {int((~torch.isfinite(x)).sum())} places, first at {first}.")
+    if x.numel() == 0:
+        raise InputError(f"x_obs has shape {tuple(x.shape)}: no observation at all.")
+    labels = getattr(estimator, "categories", None)
+    if labels is not None and bool(((x != x.round()) | (x < 0) | (x >= labels)).any()):
+        raise InputError(f"x_obs holds values that are no label from 0 to {labels - 1}: {x.flatten()[:5].tolist()} ...")
+    return x
+
+
+def _design(design: Any, estimator: Any) -> Tensor | None:
+    if design is None:
+        return None
+    axes: Sequence[Parameter] = estimator.designs
+    value = to_column("design", design)
+    if not axes or value.shape[-1:] != (len(axes),):
+        raise InputError(
+            f"design has shape {tuple(value.shape)}, expected (*, {len(axes)}) for {[d.name for d in axes]}."
+        )
+    return value
+
+
+def _resolution(posterior: GridPosterior) -> str:
+    """How many cells one standard deviation spans, at worst."""
+    centres, _ = posterior.grid()
+    cells = [posterior.stddev[..., k] / centre.diff(dim=-1)[..., 0] for k, centre in enumerate(centres)]
+    least = float(torch.stack(cells).min())
+    return f"{least:.0f} cells per standard deviation" if least >= 5 else f"too coarse: {least:.1f} cells per sd"

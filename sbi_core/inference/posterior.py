@@ -1,0 +1,44 @@
+"""What every posterior is: a distribution over theta that says what was checked."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from sbi_core.parameters import Parameter
+
+
+class Posterior(Distribution):
+    """A `torch.distributions.Distribution` over theta, event shape (D,): it can be the next prior.
+
+    Attributes:
+        parameters: the D axes of theta.
+        verdicts: what was checked, and what came out; "unchecked" where nothing was.
+        flags: what a careful reader should know, in sentences.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (the base class declares it so)
+    parameters: tuple[Parameter, ...]
+    verdicts: Mapping[str, str]
+    flags: Sequence[str]
+
+    def credible_interval(self, level: float = 0.683) -> tuple[Tensor, Tensor]:
+        """Equal-tailed interval of each parameter: ends (*, D)."""
+        raise NotImplementedError
+
+    def summary(self, level: float = 0.683) -> dict[str, dict[str, Any]]:
+        """Mean, standard deviation and equal-tailed interval of each parameter, by name (not for batches)."""
+        low, high = self.credible_interval(level)
+        mean, sd = torch.as_tensor(self.mean), torch.as_tensor(self.stddev)
+        return {
+            parameter.name: {
+                "mean": float(mean[k]),
+                "sd": float(sd[k]),
+                "low": float(low[k]),
+                "high": float(high[k]),
+                "level": level,
+            }
+            for k, parameter in enumerate(self.parameters)
+        }

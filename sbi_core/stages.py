@@ -1,0 +1,293 @@
+"""The stages of `sbi-run`; each is skipped if the run folder holds its result already."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_core.campaign import simulate
+from sbi_core.errors import InputError, MissingGold, StoreError
+from sbi_core.gold_check import check_gold
+from sbi_core.inference import infer
+from sbi_core.parameters import Parameter
+from sbi_core.priors import describe, restore
+from sbi_core.results import RANGE, Results, compare_log_ratios, fresh_rows
+from sbi_core.run_folder import write_json, write_npz, write_record
+from sbi_core.seeding import seeded
+from sbi_core.settings import check_event
+from sbi_core.simulations import Simulations
+from sbi_core.simulator import Simulator
+from sbi_core.store import Store, package_versions
+
+SAMPLES = 10_000
+"""Posterior samples that are written."""
+
+WIDEST = 1000
+"""Numbers in one observation up to which the simulated range is kept column by column."""
+
+SHOWN = 3000
+"""Stored simulations that the report looks at."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, with its objects.
+
+    Attributes:
+        folder: the run folder.
+        plain: the settings.
+        settings: the same with interpolations such as ${oc.env:...} as they were written; only these are recorded.
+        seed: of everything.
+        record: what the run folder held before; empty if it is new.
+        trained: whether the folder holds a finished training.
+        x_obs: the observation, (*), as far as its shape could be checked.
+        fit: the training loop.
+        load_estimator: its counterpart.
+        simulator: the world; `None` for data made elsewhere.
+        estimator: function of the data that makes an estimator.
+        loss: the loss.
+        prior: function of the parameters and the simulator's own prior that makes the prior.
+    """
+
+    folder: Path
+    plain: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    seed: int
+    record: Mapping[str, Any]
+    trained: bool
+    x_obs: Tensor | None
+    fit: Callable[..., Any]
+    load_estimator: Callable[[Path], Any]
+    simulator: Simulator | None = None
+    estimator: Callable[..., Any] | None = None
+    loss: Callable[..., Any] | None = None
+    prior: Callable[..., Distribution] | None = None
+
+
+def run_stages(job: Job) -> Results:
+    """Simulate, check gold, train, infer and report.
+
+    Raises:
+        SbiError: whatever went wrong; what was done before is kept in the folder.
+    """
+    clock: dict[str, float] = {}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_record(job.folder, _record(job, job.record.get("prior")))
+    with _timed("simulate", clock):
+        data = _simulated(job)
+    gold = None if job.trained else _checked(job, data, clock)
+    with _timed("load" if job.trained else "train", clock):
+        estimator, training = _trained(job, data, gold)
+    prior = _prior(job, data, estimator.axes)
+    write_record(job.folder, _record(job, describe(prior)))
+    results = _looked_at(job, data, estimator, prior, training)
+    with _timed("infer", clock):
+        results = _inferred(job, results, estimator, prior)
+    with _timed("report", clock):
+        from sbi_core.report import write_report  # loads matplotlib
+
+        results = replace(results, seconds=clock)
+        write_report(job.folder / "report.html", results)
+    write_json(job.folder / "summary.json", results.summary())
+    return results
+
+
+def _record(job: Job, prior: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"settings": job.settings, "seed": job.seed, "prior": prior, "versions": package_versions()}
+
+
+def _simulated(job: Job) -> Any:
+    """Simulations of this run; `None` if training is done and they are not here."""
+    store = job.folder / "simulations.zarr"
+    if job.plain["data"] is not None:
+        return None if job.trained else _opened(job)
+    if job.trained:
+        return Store(store) if store.exists() else None
+    if job.simulator is None:
+        raise InputError("simulator: none was chosen.")
+    proposal = job.prior(job.simulator.parameters, job.simulator.prior) if job.prior is not None else None
+    return simulate(
+        job.simulator,
+        job.plain["n_simulations"],
+        store=store,
+        proposal=proposal,
+        seed=job.seed,
+        workers=job.plain["workers"],
+        progress=job.plain["progress"] and sys.stderr.isatty(),
+    )
+
+
+def _opened(job: Job) -> Any:
+    """Simulations made elsewhere."""
+    path, world = Path(job.plain["data"]), job.simulator
+    ranges: Mapping[str, Any] = job.plain["parameters"] or {}
+    named = tuple(Parameter(name, low, high) for name, (low, high) in ranges.items())
+    parameters = world.parameters if world is not None else named or None
+    categories = world.categories if world is not None else None
+    if path.is_dir():
+        return Store(path)
+    if path.suffix == ".npz":
+        return Simulations.from_npz(path, parameters=parameters, categories=categories)
+    if path.suffix != ".csv":
+        raise InputError(f"data = {path}: expected an npz or csv file, or a store.")
+    if parameters is None:
+        raise InputError(f"data = {path}: which columns are parameters? Say parameters='{{mass: [0.5, 2.0]}}'.")
+    return Simulations.from_csv(path, parameters=parameters, categories=categories)
+
+
+def _trained(job: Job, data: Any, gold: Mapping[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    """The estimator and what is known about its training."""
+    folder, notes = job.folder / "model", job.folder / "fit.json"
+    if job.trained:
+        try:
+            training: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{notes} is truncated or altered ({error}).") from None
+        return job.load_estimator(folder), training
+    if job.estimator is None or job.loss is None:
+        raise InputError("estimator and loss: both are needed to train.")
+    asked = {**job.plain["training"], "device": job.plain["device"]}
+    options = {key: value for key, value in asked.items() if value is not None}
+    fit = job.fit(
+        job.estimator(data),
+        job.loss,
+        data,
+        simulator=job.simulator,
+        seed=job.seed,
+        progress=job.plain["progress"] and sys.stderr.isatty(),
+        gold_check=False,
+        **options,
+    )
+    training = {name: getattr(fit, name) for name in ("loss", "best_epoch", "seed", "seconds", "history")}
+    training |= {"flags": list(fit.flags), "rows": list(fit.rows), "simulations": len(data), "gold": gold}
+    training["x_range"] = _x_range(data)
+    write_json(notes, training)
+    fit.estimator.save(folder)
+    return fit.estimator, training
+
+
+def _x_range(data: Any) -> dict[str, Any] | None:
+    """What x the training rows cover: the labels that occur, or the ends of each column."""
+    rows = data[:]
+    x = rows.x[rows.valid].flatten(1)
+    if rows.info.categories is not None:
+        return {"labels": x.unique().tolist()}
+    if x.shape[1] > WIDEST:
+        return None
+    return {"low": x.min(0).values.tolist(), "high": x.max(0).values.tolist()}
+
+
+def _inside(x_obs: Tensor, known: Mapping[str, Any] | None) -> str:
+    """Say whether observations (n, *event) lie where simulations did."""
+    if not known:
+        return "unchecked"
+    flat = x_obs.flatten(1).double()
+    if "labels" in known:
+        outside = ~torch.isin(flat, torch.tensor(known["labels"]).double()).all(1)
+    else:
+        low, high = (torch.tensor(known[end], dtype=torch.float64) for end in ("low", "high"))
+        outside = ((flat < low) | (flat > high)).any(1)
+    if not bool(outside.any()):
+        return f"all {len(flat)} inside, column by column"
+    first = int(outside.nonzero()[0])
+    return f"NOT inside: {int(outside.sum())} of {len(flat)} rows; the first is row {first}: {flat[first].tolist()[:5]}"
+
+
+def _checked(job: Job, data: Any, clock: dict[str, float]) -> dict[str, Any] | None:
+    """Check the gold if the loss will believe it; stop if it is wrong."""
+    loss = job.loss.func if isinstance(job.loss, partial) else job.loss
+    if not job.plain["gold_check"] or not {"joint_log_ratio", "joint_score"} & set(getattr(loss, "needs", ())):
+        return None
+    with _timed("check gold", clock):
+        try:
+            check = check_gold(job.simulator, data, seed=job.seed)
+        except MissingGold:
+            return None  # the training says what is missing, and what to do
+        write_json(job.folder / "gold.json", check.to_json())
+        check.raise_if_failed()
+    return check.to_json()
+
+
+def _prior(job: Job, data: Any, parameters: tuple[Parameter, ...]) -> Distribution:
+    known = restore(job.record.get("prior"))
+    if known is not None:
+        return known
+    if job.prior is None:
+        raise InputError("prior: the run folder does not say which one was used; name it again, with prior=...")
+    own = job.simulator.prior if job.simulator is not None else None if data is None else data.info.proposal
+    return job.prior(parameters, own)
+
+
+def _looked_at(job: Job, data: Any, estimator: Any, prior: Distribution, training: dict[str, Any]) -> Results:
+    """What is known before the observation is looked at."""
+    world = job.simulator
+    some = None if data is None else data[: min(SHOWN, len(data))]
+    ratios = None
+    if world is not None and world.is_exact:
+        ratios = compare_log_ratios(estimator, world, fresh_rows(world, prior, seed=job.seed), seed=job.seed)
+    elif world is not None and world.has_gold and some is not None:
+        ratios = compare_log_ratios(estimator, world, some, seed=job.seed)
+    notes = []
+    if job.trained and world is None and job.settings.get("simulator"):
+        notes.append("the simulator is code that was not named again, so it was not loaded: nothing exact is shown")
+    versions = package_versions()
+    if world is not None:
+        versions[f"simulator {world.name}"] = world.version
+    return Results(
+        name=job.plain["name"],
+        parameters=tuple(estimator.axes),
+        settings=job.settings,
+        seed=job.seed,
+        versions=versions,
+        simulator=world,
+        data=some,
+        n_simulations=training["simulations"],
+        gold=training["gold"],
+        training=training,
+        ratios=ratios,
+        notes=notes,
+    )
+
+
+def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution) -> Results:
+    if job.x_obs is None:
+        return results
+    iid, world = job.plain["iid"], job.simulator
+    x_obs = check_event(job.x_obs, estimator.x_shape, iid=iid, categories=estimator.categories)
+    rows = x_obs if iid else x_obs[None]
+    posterior = infer(estimator, prior, x_obs, iid=iid)
+    inside = _inside(rows, (results.training or {}).get("x_range"))
+    posterior.verdicts = {**posterior.verdicts, RANGE: inside}
+    exact = infer(world, prior, x_obs, iid=iid) if world is not None and world.is_exact else None
+    with seeded(job.seed):
+        samples = posterior.sample(torch.Size([SAMPLES]))
+    points, log_density = posterior.grid()
+    arrays = {
+        "samples": samples,
+        "parameters": [parameter.name for parameter in results.parameters],
+        "log_density": log_density,
+        "x_obs": x_obs,
+        **{f"grid_{p.name}": axis for p, axis in zip(results.parameters, points, strict=True)},
+    }
+    if exact is not None:
+        grid = torch.stack(torch.meshgrid(*points, indexing="ij"), -1)
+        arrays["exact_log_density"] = exact.log_prob(grid)
+    write_npz(job.folder / "posterior.npz", **arrays)
+    return replace(results, posterior=posterior, exact=exact, x_obs=rows)
+
+
+@contextmanager
+def _timed(stage: str, clock: dict[str, float]) -> Iterator[None]:
+    print(f"sbi-run: {stage}", file=sys.stderr, flush=True)
+    begun = time.perf_counter()
+    yield
+    clock[stage] = clock.get(stage, 0.0) + time.perf_counter() - begun

@@ -1,0 +1,327 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import distributions as td
+from toys import BOX, Fragile, GlobalState, Shift, commits, row_by_row, same_bits, shifted
+
+from sbi_core import (
+    FunctionSimulator,
+    InputError,
+    Parameter,
+    SimulatorError,
+    Store,
+    StoreError,
+    UniformPrior,
+    simulate,
+)
+from sbi_core.simulators import GaltonBoard, LinearGaussian
+
+BLOCKS = {"galton": GaltonBoard(), "global": GlobalState()}
+WIDE = UniformPrior([Parameter("mu", -3, 3)])
+
+
+def run(simulator, n, seed=1, **options):
+    return simulate(simulator, n, seed=seed, progress=False, **options)
+
+
+@cache
+def straight(name, n):
+    """The rows of one straight run in memory."""
+    return run(BLOCKS[name] if name in BLOCKS else row_by_row(), n)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("chunk_rows", [1000, 2000, 10_000])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_rows_do_not_depend_on_chunks(tmp_path, name, chunk_rows, stored):
+    store = tmp_path / "run.zarr" if stored else None
+    rows = run(BLOCKS[name], 12_345, store=store, chunk_rows=chunk_rows)
+    assert len(rows) == 12_345
+    assert same_bits(rows, straight(name, 12_345))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("chunk_rows", [7, 100, 1000])
+def test_rows_of_row_by_row_code_do_not_depend_on_chunks(tmp_path, chunk_rows, stored):
+    store = tmp_path / "run.zarr" if stored else None
+    assert same_bits(run(row_by_row(), 1234, store=store, chunk_rows=chunk_rows), straight("rows", 1234))
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "chunk_rows", "stored"),
+    [
+        ("galton", 12_345, 1000, False),
+        ("global", 12_345, 2000, True),
+        ("rows", 1234, 100, True),
+        pytest.param("galton", 12_345, 10_000, True, marks=pytest.mark.slow),
+        pytest.param("rows", 1234, 7, False, marks=pytest.mark.slow),
+        pytest.param("rows", 1234, 1000, True, marks=pytest.mark.slow),
+    ],
+)
+def test_rows_do_not_depend_on_workers(tmp_path, name, n, chunk_rows, stored):
+    simulator = BLOCKS[name] if name in BLOCKS else row_by_row()
+    store = tmp_path / "run.zarr" if stored else None
+    rows = run(simulator, n, store=store, chunk_rows=chunk_rows, workers=2)
+    assert same_bits(rows, straight(name, n))
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, "rows"])
+def test_rows_depend_on_the_seed_and_on_nothing_that_came_before(name):
+    simulator = BLOCKS[name] if name in BLOCKS else row_by_row()
+    assert same_bits(run(simulator, 1100), straight(name, 1234)[:1100])
+    other = run(simulator, 1100, seed=1 + 2**32)
+    assert not torch.equal(other.x, straight(name, 1234).x[:1100]), "seeds with the same low 32 bits"
+    assert not torch.equal(other.theta, straight(name, 1234).theta[:1100])
+
+
+@pytest.mark.parametrize("name", ["galton", "global"])
+def test_blocks_share_no_noise(name):
+    rows = straight(name, 12_345)
+    assert len(rows.theta[:, 0].unique()) == 12_345
+    if name == "global":
+        noise = rows.x - rows.theta
+        assert len(noise[:, 0].unique()) == 12_345
+
+
+def test_seeds_that_are_not_given_never_repeat():
+    firsts = {float(simulate(Shift(), 1, progress=False).x) for _ in range(50)}
+    assert len(firsts) == 50
+
+
+def test_seed_that_is_not_given_is_recorded():
+    rows = simulate(Shift(), 20, progress=False)
+    assert same_bits(run(Shift(), 20, seed=rows.info.seed), rows)
+
+
+@pytest.mark.parametrize("simulator", [GlobalState(), Shift(), row_by_row()], ids=lambda s: s.name)
+def test_global_random_state_is_untouched(simulator):
+    def state():
+        return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+
+    before = state()
+    run(simulator, 30)
+    assert state() == before
+    torch.rand(1)
+    assert state() != before, "saboteur: one number drawn is seen"
+
+
+@pytest.mark.parametrize("breaks_at", [0, 3, 4, 11])
+@pytest.mark.parametrize("stored", [False, True])
+def test_rows_before_a_breakdown_are_kept(tmp_path, breaks_at, stored):
+    store = tmp_path / "run.zarr" if stored else None
+    whole = run(Shift(), 200)
+    assert same_bits(run(Fragile(), 200).to("cpu"), clean := run(Fragile(), 200)) and not same_bits(clean, whole)
+    with pytest.raises(SimulatorError, match="out of nails") as caught:
+        run(Fragile(breaks_at), 200, store=store, chunk_rows=30)
+    kept = caught.value.simulations
+    assert (0 if kept is None else len(kept)) == 10 * breaks_at
+    if breaks_at:
+        assert same_bits(kept, clean[: 10 * breaks_at])
+    if stored:
+        assert len(Store(store)) == 10 * breaks_at
+        assert same_bits(run(Fragile(), 200, store=store), clean), "the same call again goes on"
+
+
+def test_other_errors_name_simulator_and_error():
+    with pytest.raises(SimulatorError, match="'Fragile' raised OSError: out of nails") as caught:
+        run(Fragile(4), 200)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_breakdown_in_a_worker_keeps_what_is_done(tmp_path):
+    with pytest.raises(SimulatorError, match="out of nails"):
+        run(Fragile(0), 200, store=tmp_path / "run.zarr", chunk_rows=10, workers=2)
+    assert len(Store(tmp_path / "run.zarr")) < 200
+    assert same_bits(run(Fragile(), 200, store=tmp_path / "run.zarr"), run(Fragile(), 200))
+
+
+def test_breakdown_while_extending_loses_no_committed_row(tmp_path):
+    store = tmp_path / "run.zarr"
+    run(Fragile(), 50, store=store, chunk_rows=100)
+    with pytest.raises(SimulatorError):
+        run(Fragile(1), 100, store=store)
+    assert same_bits(Store(store), run(Fragile(), 50))
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk_rows", "sizes"),
+    [("galton", 2000, (1500, 2500, 7001)), ("rows", 100, (1, 30, 100, 330)), ("rows", 7, (7, 8, 50))],
+)
+def test_finished_campaign_is_extended(tmp_path, name, chunk_rows, sizes):
+    simulator = BLOCKS[name] if name in BLOCKS else row_by_row()
+    for number, n in enumerate(sizes):
+        seed = 1 if number == 0 else None
+        store = run(simulator, n, seed=seed, store=tmp_path / "run.zarr", chunk_rows=chunk_rows)
+        assert len(store) == n and same_bits(store, run(simulator, n))
+
+
+def test_campaign_that_is_done_costs_no_call(tmp_path):
+    store = tmp_path / "run.zarr"
+    run(Shift(), 30, store=store)
+    done = Shift()
+    done.sample = None
+    done.__dict__["_sample"] = done.__dict__.pop("sample")
+    assert len(run(done, 30, store=store)) == len(run(done, 20, store=store)) == 30
+
+
+def renamed(**changes):
+    return type("Shift", (Shift,), changes)()
+
+
+@pytest.mark.parametrize(
+    ("simulator", "options", "words"),
+    [
+        (Shift(), {"seed": 2}, ["seed: found 1, asked 2"]),
+        (renamed(version="2"), {}, ["version: found '1', asked '2'"]),
+        (renamed(parameters=(Parameter("nu", -1, 1),)), {}, ["parameters", "'mu'", "'nu'"]),
+        (Fragile(), {}, ["simulator: found 'Shift', asked 'Fragile'"]),
+        (Shift(), {"proposal": WIDE}, ["proposal", "-3"]),
+        (Shift(), {"proposal": torch.tensor([0.5])}, ["proposal", "settings"]),
+    ],
+)
+def test_other_campaign_in_the_same_folder_is_refused(tmp_path, simulator, options, words):
+    store = run(Shift(), 20, store=tmp_path / "run.zarr")
+    with pytest.raises(StoreError) as caught:
+        run(simulator, 30, store=store.path, **options)
+    assert all(word in str(caught.value) for word in [*words, "run.zarr", "another campaign"])
+    assert len(Store(store.path)) == 20
+    assert len(run(Shift(), 30, store=store.path)) == 30
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path):
+    run(LinearGaussian(), 20, store=tmp_path / "run.zarr")
+    with pytest.raises(StoreError, match=r"settings: .*noise_std': 1.0.*noise_std': 1.5"):
+        run(LinearGaussian(noise_std=1.5), 30, store=tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize("other", [1.0, 2.0])
+def test_proposal_without_a_name_is_known_by_its_draws(tmp_path, other):
+    def mixture(shift):
+        parts = td.Independent(td.Normal(torch.tensor([[0.0], [shift]]), torch.ones(2, 1)), 1)
+        return td.MixtureSameFamily(td.Categorical(torch.ones(2)), parts)
+
+    run(Shift(), 20, store=tmp_path / "run.zarr", proposal=mixture(1.0))
+    if other == 1.0:
+        assert len(run(Shift(), 30, store=tmp_path / "run.zarr", proposal=mixture(other))) == 30
+    else:
+        with pytest.raises(StoreError, match="proposal"):
+            run(Shift(), 30, store=tmp_path / "run.zarr", proposal=mixture(other))
+
+
+def test_unbounded_parameters_are_recorded(tmp_path):
+    class Unbounded(Shift):
+        parameters = (Parameter("mu", float("-inf"), float("inf")),)
+        prior = td.Independent(td.Normal(torch.zeros(1).double(), 1.0), 1)
+
+    run(Unbounded(), 20, store=tmp_path / "run.zarr")
+    assert Store(tmp_path / "run.zarr").info.parameters[0].high == float("inf")
+    assert len(run(Unbounded(), 30, store=tmp_path / "run.zarr")) == 30
+
+
+@pytest.mark.parametrize("proposal", [torch.tensor([0.5]), torch.linspace(-1, 1, 25)[:, None]])
+def test_thetas_may_be_given(proposal):
+    rows = run(Shift(), 25, proposal=proposal)
+    assert torch.equal(rows.theta, proposal.double().expand(25, 1)) and rows.info.proposal is None
+    assert len(rows.x.unique()) == 25
+
+
+def test_designs_may_be_drawn_fixed_or_given():
+    board = GaltonBoard()
+    given = torch.tensor([[3.0, 20.0], [15.0, 4.0]])
+    assert run(board, 10, design=given[0]).design.tolist() == 10 * [[3.0, 20.0]]
+    assert torch.equal(run(board, 2, design=given).design, given.double())
+    drawn = run(board, 500, design=UniformPrior(board.designs))
+    assert len(drawn.design[:, 0].unique()) == 31 and drawn.info.designs == board.designs
+    assert run(board, 10).design is None and run(board, 10).info.designs == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n": 0}, ["simulations", "n = 0", "at least 1"]),
+        ({"n": 2.5}, ["n = 2.5", "at least 1"]),
+        ({"seed": -1}, ["seed = -1"]),
+        ({"seed": 0.5}, ["seed = 0.5"]),
+        ({"workers": 0}, ["workers = 0"]),
+        ({"chunk_rows": 1500}, ["chunk_rows = 1500", "rows_per_seed = 1000"]),
+        ({"proposal": torch.zeros(3)}, ["proposal", "(3,)", "(1,) or (10, 1)", "['mu']"]),
+        ({"proposal": UniformPrior(BOX)}, ["proposal", "event shape (1,)"]),
+        ({"design": torch.zeros(2)}, ["design", "'Shift' has none"]),
+        ({"simulator": shifted}, ["simulator", "function", "FunctionSimulator"]),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options, words):
+    arguments = {"simulator": Shift(), "n": 10, "progress": False} | options
+    with pytest.raises(InputError) as caught:
+        simulate(arguments.pop("simulator"), arguments.pop("n"), **arguments)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_numpy_whole_numbers_are_numbers():
+    assert same_bits(run(Shift(), np.int64(10), seed=np.int64(1)), run(Shift(), 10))
+
+
+def test_bar_counts_to_the_end(tmp_path, capsys):
+    simulate(Shift(), 1500, store=tmp_path / "run.zarr", seed=1)
+    assert "Shift: 100%" in capsys.readouterr().err
+    simulate(Shift(), 2500, store=tmp_path / "run.zarr")
+    assert "2500/2500" in capsys.readouterr().err
+    run(Shift(), 10)
+    assert capsys.readouterr().err == ""
+
+
+SLOW_CAMPAIGN = """
+import sys, time
+from sbi_core import FunctionSimulator, Parameter, simulate
+def slow(theta, rng):
+    time.sleep(0.001)
+    return theta + 0.3 * rng.standard_normal(theta.shape)
+box = [Parameter("a", -2, 2), Parameter("b", -2, 2)]
+toy = FunctionSimulator(slow, box, vectorized=False)
+simulate(toy, 500, store=sys.argv[1], seed=1, chunk_rows=7, progress=False, workers=int(sys.argv[2]))
+"""
+
+
+def kill_midway(store, at_least, workers, pause):
+    """Start the slow campaign, kill its process group once it has committed chunks, and return how many it had."""
+    with subprocess.Popen([sys.executable, "-c", SLOW_CAMPAIGN, store, str(workers)], start_new_session=True) as job:
+        while len(commits(store)) < at_least and job.poll() is None:
+            time.sleep(0.002)
+        time.sleep(pause)
+        before = len(commits(store))
+        os.killpg(job.pid, signal.SIGKILL)
+    return before
+
+
+@pytest.mark.parametrize(
+    ("kills", "workers"),
+    [
+        (2, 1),
+        pytest.param(20, 1, marks=pytest.mark.slow),
+        pytest.param(10, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_campaign_goes_on(tmp_path, kills, workers):
+    path = str(tmp_path / "run.zarr")
+
+    def slow(theta, rng):
+        return shifted(theta, rng)
+
+    slow.__qualname__ = "slow"
+    toy = FunctionSimulator(slow, BOX, vectorized=False)
+    whole = run(toy, 500)
+    for number in range(kills):
+        before = kill_midway(path, min(10 + 2 * number, 65), workers, pause=0.0013 * number)
+        kept = Store(path)[:]
+        assert len(kept) >= min(7 * before, 500), "every acknowledged row is there"
+        assert same_bits(kept, whole[kept.row]) and len(kept.row.unique()) == len(kept)
+    assert same_bits(run(toy, 500, store=path), whole)
+    assert same_bits(run(toy, 600, seed=None, store=path), run(toy, 600))
