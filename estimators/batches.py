@@ -21,63 +21,80 @@ MIN_ROWS = 20
 _NAMES = {"joint_log_ratio": "a joint log ratio", "joint_score": "a joint score", "theta_alt": "contrasts"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """Rows from which batches are made; `batch()` draws fresh contrasts where it can.
+
+    Where the simulator gives joint ratios, a visit also draws again which of the row's 1 + C thetas is its own, with
+    probability proportional to p(x, z | theta). Given the set, that is the probability that each of them made (x, z),
+    so rows stay distributed as theta ~ proposal, (x, z) ~ p(. | theta), and tuples stay exchangeable; but over the
+    epochs a row teaches about every theta that could have made it, not about the one that happened to.
 
     Attributes:
         rows: N usable rows.
         wanted: columns that the loss reads.
         contrasts: contrasts per row, C.
         simulator: where joint ratios come from; `None` where stored contrasts must do.
-        here: log p(x, z | theta) of each row at its own theta, (N,).
-        pool: theta to draw contrasts from where the proposal is unknown, (M, D).
+        theta: each row's own theta at the latest visit, (N, D).
+        here: log p(x, z | theta) there, (N,).
+        score_scale: root mean square of the joint score, (D,).
     """
 
     rows: Simulations
     wanted: tuple[str, ...]
     contrasts: int
     simulator: Simulator | None
+    theta: Tensor
     here: Tensor | None
-    pool: Tensor
-    score_scale: Tensor | None
+    score_scale: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def part(self, index: Tensor) -> "Source":
-        """Some of the rows (m,), with contrasts and score scale from them alone."""
+        """Some of the rows (m,), with a score scale from them alone."""
         rows = self.rows[index]
         scale = None if rows.joint_score is None else rows.joint_score.square().mean(0).sqrt().clamp(min=1e-300)
         here = None if self.here is None else self.here[index]
-        return replace(self, rows=rows, here=here, pool=rows.theta, score_scale=scale)
+        return replace(self, rows=rows, theta=rows.theta, here=here, score_scale=scale)
 
     def batch(self) -> Batch:
-        """All rows, with fresh contrasts; torch's global random state."""
-        rows = self.rows
-        alt, log_ratio = rows.theta_alt, rows.joint_log_ratio
-        if "theta_alt" in self.wanted and (self.simulator is not None or alt is None):
-            alt = self._draw()
-            log_ratio = None
-            if "joint_log_ratio" in self.wanted:
-                assert self.simulator is not None and self.here is not None  # `prepare` made sure
-                log_ratio = torch.stack([self.here - self._log_joint(alt[:, k]) for k in range(self.contrasts)], 1)
-                if log_ratio.isnan().any():
-                    raise InputError("joint_log_ratio is NaN: log_joint is infinite or NaN at a row's own theta.")
+        """All rows, with fresh contrasts; reads torch's global random state."""
+        rows, theta, alt, log_ratio = self.rows, self.theta, self.rows.theta_alt, self.rows.joint_log_ratio
         score = rows.joint_score if "joint_score" in self.wanted else None
-        return Batch(rows.theta, rows.x, rows.design, alt, log_ratio, score, self.score_scale)
+        if "theta_alt" in self.wanted and (self.simulator is not None or alt is None):
+            alt, log_ratio = self._draw(), None
+        if self.simulator is not None and "joint_log_ratio" in self.wanted:
+            assert alt is not None
+            theta, alt, log_ratio = self._exchange(alt)
+            if score is not None:
+                score = joint_score(self.simulator, rows, theta)
+        return Batch(theta, rows.x, rows.design, alt, log_ratio, score, self.score_scale)
 
     def _draw(self) -> Tensor:
         shape = torch.Size([len(self.rows), self.contrasts])
         proposal = self.rows.info.proposal
         if isinstance(proposal, Distribution):
             return proposal.sample(shape).to(torch.float64)
-        return self.pool[torch.randint(len(self.pool), shape)]
+        return self.rows.theta[torch.randint(len(self.rows), shape)]
 
-    def _log_joint(self, theta: Tensor) -> Tensor:
-        assert self.simulator is not None
+    def _exchange(self, alt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Own theta (N, D), contrasts (N, C, D) and log ratios (N, C) after the labels were drawn again."""
+        assert self.simulator is not None and self.here is not None  # `prepare` made sure
         with torch.no_grad():
-            return log_joint(self.simulator, self.rows, theta)
+            there = [log_joint(self.simulator, self.rows, alt[:, k]) for k in range(alt.shape[1])]
+        value = torch.stack([self.here, *there], 1)
+        if value.isnan().any() or not torch.isfinite(self.here).all():
+            raise InputError("log_joint is NaN, or not finite at a row's own theta.")
+        own = torch.multinomial(torch.softmax(value, 1), 1)
+        order = torch.arange(value.shape[1]).repeat(len(value), 1)
+        order = torch.where(order == own, 0, order)
+        order[:, :1] = own
+        value = value.gather(1, order)
+        together = torch.cat([self.theta[:, None], alt], 1)
+        together = together.gather(1, order[..., None].expand_as(together))
+        self.theta, self.here = together[:, 0], value[:, 0]
+        return self.theta, together[:, 1:], value[:, :1] - value[:, 1:]
 
 
 def check_rows(rows: Simulations, invalid: str) -> tuple[Simulations, list[str]]:
@@ -122,14 +139,13 @@ def prepare(
     ]
     name = getattr(function, "__name__", "this loss")
     if missing:
-        needed = " and ".join(_NAMES[column] for column in missing)
         if simulator is None:
             why, cure = "neither the simulations nor a simulator give it", "pass fit(simulator=...)"
         elif not simulator.has_gold:
             why, cure = f"simulator '{simulator.name}' has no log_joint", "give the simulator a log_joint"
         else:
             why, cure = "the simulations were stored without z", "simulate again, keeping z"
-        raise MissingGold(f"{name} needs {needed}, and {why}. Use loss=carl, or {cure}.")
+        raise MissingGold(f"{name} needs {_NAMES[missing[-1]]}, and {why}. Use loss=carl, or {cure}.")
     uses_gold = "joint_log_ratio" in wanted or "joint_score" in wanted
     report = None
     if uses_gold and check:
@@ -142,4 +158,4 @@ def prepare(
     if live is not None and "joint_log_ratio" in wanted:
         with torch.no_grad():
             here = log_joint(live, rows, rows.theta)
-    return Source(rows, wanted, contrasts, live, here, rows.theta, None), report
+    return Source(rows, wanted, contrasts, live, rows.theta, here), report

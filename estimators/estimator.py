@@ -24,6 +24,8 @@ class Estimator(nn.Module, abc.ABC):
         categories: x is a class label below this number.
     """
 
+    trained: Tensor
+
     def __init__(
         self,
         parameters: Sequence[Parameter],
@@ -76,8 +78,12 @@ class Estimator(nn.Module, abc.ABC):
                 f"needs a design with axes {names(self.designs)}" if self.designs else "was trained without designs"
             )
             raise InputError(f"{type(self).__name__} {needed}; design is {'missing' if design is None else 'given'}.")
-        scaled = [self.theta_scaler(theta)]
-        return scaled if design is None else [*scaled, self.design_scaler(design)]
+        if design is None:
+            return [self.theta_scaler(theta)]
+        if design.shape[-1:] != (len(self.designs),):
+            expected = f"(*, {len(self.designs)}) for {names(self.designs)}"
+            raise InputError(f"design has shape {tuple(design.shape)}, expected {expected}.")
+        return [self.theta_scaler(theta), self.design_scaler(design)]
 
     def _check_x(self, x: Tensor) -> None:
         event = len(self.x_shape)

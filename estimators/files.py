@@ -21,18 +21,19 @@ def save_estimator(estimator: Estimator, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({key: value.contiguous().cpu() for key, value in estimator.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
+    weights_name = f"weights-{digest[:16]}.safetensors"
     content = {
         "format": FORMAT,
         "estimator": estimator.describe(),
         "provenance": estimator.provenance,
         "packages": package_versions(),
-        "weights": f"weights-{digest[:16]}.safetensors",
+        "weights": weights_name,
         "weights_sha256": digest,
     }
-    _replace(folder / content["weights"], weights)
+    _replace(folder / weights_name, weights)
     _replace(folder / "model.json", json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
     for old in folder.glob("weights-*.safetensors"):
-        if old.name != content["weights"]:
+        if old.name != weights_name:
             old.unlink()
     return folder
 

@@ -7,7 +7,7 @@ The place of the other methods: one function here, one yaml in conf/loss/, one r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -47,14 +47,15 @@ class Batch:
 
     def __getitem__(self, index: Any) -> "Batch":
         """Rows by index tensor or slice."""
-        pairs = {f.name: getattr(self, f.name) for f in fields(self)}
-        shared = {"score_scale": pairs.pop("score_scale")}
-        return Batch(**{name: None if value is None else value[index] for name, value in pairs.items()}, **shared)
+        return self._map(lambda name, value: value if name == "score_scale" else value[index])
 
     def to(self, device: Any) -> "Batch":
         """The same on a device."""
-        pairs = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: None if value is None else value.to(device) for name, value in pairs.items()})
+        return self._map(lambda name, value: value.to(device))
+
+    def _map(self, change: Callable[[str, Tensor], Tensor]) -> "Batch":
+        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return replace(self, **{name: change(name, value) for name, value in pairs if value is not None})
 
 
 def needs(*columns: str) -> Callable[[Loss], Loss]:

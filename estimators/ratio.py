@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from sbi_core.errors import InputError
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.networks import mlp
 from sbi_core.estimators.scaling import Scaler
@@ -57,7 +58,7 @@ class RatioEstimator(Estimator):
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""
         for layer in self.network:
-            if hasattr(layer, "reset_parameters"):
+            if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
 
     def adapt(self, rows: Simulations) -> list[str]:
@@ -76,7 +77,12 @@ class RatioEstimator(Estimator):
         self._check_x(x)
         flat = x.flatten(x.ndim - len(self.x_shape))
         if self.x_scaler is None:
-            seen = one_hot(flat[..., 0].long(), self.categories or 0).to(torch.float32)
+            label, count = flat[..., 0], self.categories or 0
+            if bool(((label != label.round()) | (label < 0) | (label >= count)).any()):
+                raise InputError(
+                    f"x holds values that are no label from 0 to {count - 1}: {label.flatten()[:5].tolist()} ..."
+                )
+            seen = one_hot(label.long(), count).to(torch.float32)
         else:
             seen = self.x_scaler(flat)
 

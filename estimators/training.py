@@ -84,9 +84,9 @@ def fit(
     AdamW with a cosine schedule that ends at zero, weight decay 500 / rows (at most 1), gradients clipped at norm 5,
     float32 network and float64 gold. The annealed last weights are kept, unless the held-out rows say by three
     standard errors that an earlier epoch was better; training stops early once they have said so for `patience`
-    epochs. Contrasts theta_alt are drawn from the recorded proposal (from the other rows' theta if it is unknown),
-    afresh at every visit of a row, with the joint log ratio from the simulator's `log_joint`; stored ones serve where
-    z or the simulator is absent.
+    epochs. Contrasts theta_alt (N, C, D) are drawn from the recorded proposal (from the other rows' theta if it is unknown),
+    afresh at every visit of a row, with the joint log ratio from the simulator's `log_joint`, and the row's own theta
+    is drawn again among them (see `Source`); stored contrasts serve where z or the simulator is absent.
 
     Args:
         estimator: what to train; it is not changed. One that is untrained gets new weights and scaling.
@@ -113,7 +113,7 @@ def fit(
     """
     started = time.perf_counter()
     seed = fresh_seed() if seed is None else seed
-    _check_options(batch_size, validation_fraction, learning_rate, max_epochs, contrasts)
+    _check_options(batch_size, validation_fraction, learning_rate, max_epochs, patience, contrasts)
     rows, flags = check_rows(data[:].reordered(estimator.axes), invalid)
     name = _name(loss)
     root = SeedSequence(seed)
@@ -255,12 +255,15 @@ def _name(loss: Loss) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _check_options(batch: int, fraction: float, rate: float, epochs: int | None, contrasts: int) -> None:
+def _check_options(
+    batch: int, fraction: float, rate: float, epochs: int | None, patience: int | None, contrasts: int
+) -> None:
     checks: tuple[tuple[str, Any, bool, str], ...] = (
         ("batch_size", batch, batch >= 1, "at least 1"),
         ("validation_fraction", fraction, 0 < fraction < 1, "above 0 and below 1"),
         ("learning_rate", rate, rate > 0 and math.isfinite(rate), "above 0"),
         ("max_epochs", epochs, epochs is None or epochs >= 1, "at least 1"),
+        ("patience", patience, patience is None or patience >= 1, "at least 1"),
         ("contrasts", contrasts, contrasts >= 1, "at least 1"),
     )
     for name, value, good, expected in checks:

@@ -118,7 +118,7 @@ class Plan:
     def block(self, number: int, rows: int | None = None) -> dict[str, Tensor]:
         """Draw one block of rows: columns (rows_per_seed, ...)."""
         simulator, rows = self.simulator, rows or self.simulator.rows_per_seed
-        for_theta, for_design, for_sample = block_seed(self.seed, number).spawn(3)
+        for_theta, for_design, *for_sample = block_seed(self.seed, number).spawn(4)
         first = number * simulator.rows_per_seed
         with one_thread():
             theta = _draw(self.proposal, for_theta, first, rows)
@@ -141,12 +141,12 @@ class Plan:
         columns = replace(self, seed=0).block(0, rows)
         return _complete(columns, 0, self.info).columns()
 
-    def _sample(self, theta: Tensor, design: Tensor | None, seed: np.random.SeedSequence) -> tuple[Any, Any]:
-        """Call the simulator on copies, which it may overwrite."""
+    def _sample(self, theta: Tensor, design: Tensor | None, seeds: list[np.random.SeedSequence]) -> tuple[Any, Any]:
+        """Call the simulator on copies, which it may overwrite; its generator and the global state are two streams."""
         simulator, copy = self.simulator, None if design is None else design.clone()
         try:
-            with seeded(seed):
-                made = simulator.sample(theta.clone(), copy, torch_generator(seed))
+            with seeded(seeds[1]):
+                made = simulator.sample(theta.clone(), copy, torch_generator(seeds[0]))
         except SimulatorError as error:
             raise SimulatorError(f"{error} {self._all_rows('x')}".rstrip()) from error
         if not isinstance(made, tuple) or len(made) != 2:

@@ -1,14 +1,11 @@
 """`sbi-run`: from a simulator to a posterior. Simulate, check gold, train, infer, report."""
 
-import importlib
-import inspect
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,23 +15,23 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
-from torch.distributions import Distribution, Independent
+from torch import Tensor
 
 import sbi_core.estimators
-import sbi_core.simulators
 from sbi_core.arguments import CONFIG, command_line, read_arguments
+from sbi_core.conf.registry import build
 from sbi_core.errors import InputError, SbiError, SbiWarning, nearest
+from sbi_core.estimators.batches import MIN_ROWS
 from sbi_core.inference.grid import COARSE
-from sbi_core.parameters import Parameter
-from sbi_core.priors import UniformPrior, check_prior
+from sbi_core.observation import check_event, read_observation
+from sbi_core.priors import check_prior
 from sbi_core.run_folder import read_record, recall
 from sbi_core.seeding import fresh_seed
-from sbi_core.settings import GROUPS, check_event, check_key, check_settings, read_observation
+from sbi_core.settings import GROUPS, MANNER, check_settings
 from sbi_core.simulator import Simulator
-from sbi_core.stages import Job, run_stages
+from sbi_core.stages import Job, check_gold_exists, run_stages
 
-PriorFactory = Callable[[Sequence[Parameter], Distribution | None], Distribution]
+__all__ = ["build", "main", "prepare"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,182 +101,63 @@ def prepare(config: DictConfig, folder: Path | None, given: Collection[str]) -> 
     settings = recall(record["settings"], asked, given, folder or Path()) if record is not None else asked
     plain = _resolved(OmegaConf.create(settings))
     check_settings(plain)
-    seed = plain["seed"] if plain["seed"] is not None else (record or {}).get("seed", fresh_seed())
+    if str(plain["device"]).startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device = {plain['device']}: torch finds no such device here; use device=cpu.")
     built = {}
     for group in GROUPS:
         strange = record is not None and not {group, f"{group}._target_"} & set(given)
         if plain.get(group) and _may_build(plain[group], group, strange, needed=not trained):
             built[group] = build(plain[group], group)
-    simulator = built.get("simulator")
-    if simulator is None and plain["data"] is None and not trained:
-        raise InputError("simulator: none was chosen, and no data either. Give simulator=... or data=rows.npz.")
-    if simulator is not None and "prior" in built:
-        check_prior(built["prior"](simulator.parameters, simulator.prior), simulator.parameters)
-    x_obs = None
-    if plain["x_obs"] is not None:
-        if simulator is not None and len(simulator.parameters) > max(COARSE):
-            raise InputError(
-                f"simulator {simulator.name} has {len(simulator.parameters)} parameters, and posteriors are made of at "
-                f"most {max(COARSE)}. Train only, with x_obs=null."
-            )
-        x_obs = read_observation(plain["x_obs"], _supplied())
-        if simulator is not None and simulator.x_shape is not None:
-            x_obs = check_event(x_obs, simulator.x_shape, iid=plain["iid"], categories=simulator.categories)
-    if plain["data"] is not None and not trained and not Path(plain["data"]).exists():
-        here = [str(path) for path in Path(plain["data"]).parent.glob("*.*")]
-        raise InputError(f"data: there is no file '{plain['data']}'; {nearest(plain['data'], here)}")
-    if str(plain["device"]).startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device = {plain['device']}: torch finds no such device here; use device=cpu.")
+    if not trained:
+        _check_source(plain, built)
+    seed = plain["seed"] if plain["seed"] is not None else (record or {}).get("seed", fresh_seed())
     return Job(
         folder=folder or Path(),
         plain=plain,
-        settings={key: value for key, value in settings.items() if key not in ("run_dir", "progress")},
+        settings={key: value for key, value in settings.items() if key not in MANNER},
         seed=seed,
         record=record or {},
         trained=trained,
-        x_obs=x_obs,
+        x_obs=_observed(plain, built.get("simulator")),
         fit=sbi_core.estimators.fit,
         load_estimator=sbi_core.estimators.load_estimator,
         **built,
     )
 
 
-def build(config: Mapping[str, Any], group: str) -> Any:
-    """Make what a configuration names: the only place where a name becomes an object.
-
-    Args:
-        config: `_target_`, one of our own names or a dotted path, and options for it.
-        group: simulator, estimator, loss, prior (or study, which is only checked).
-
-    Returns:
-        A simulator; a function of the data that makes an estimator; a loss; or a function of the parameters and of
-        the simulator's own prior that makes a distribution.
-
-    Raises:
-        InputError: naming `_target_`, or the option, with near matches.
-
-    Example:
-        >>> build({"_target_": "GaltonBoard", "n_rows": 10}, "simulator").n_rows
-        10
-    """
-    if group == "study":
-        for key in set(config) - {"defaults"}:
-            check_key(key)
-        return dict(config)
-    target, options = config.get("_target_"), {key: value for key, value in config.items() if key != "_target_"}
-    thing = _find(target, group)
-    _check_options(thing, options, group, str(target))
-    if group == "simulator":
-        return _called(thing, options, f"simulator {target}")
-    if group == "estimator":
-        return partial(getattr(thing, "from_data", thing), **options)
-    if group == "prior" and isinstance(thing, type):
-        return partial(_own_prior, thing, options)
-    return partial(thing, **options) if options else thing
-
-
-def _find(target: Any, group: str) -> Any:
-    """Return the class or function that `_target_` names."""
-    own = _registry(group)
-    if not isinstance(target, str) or not target:
-        raise InputError(f"{group}._target_ = {target!r}: expected a name; {nearest(str(target), own)}")
-    if "." not in target:
-        if target not in own:
-            dotted = " Your own class needs its module: my_module.MyClass."
-            raise InputError(f"{group}._target_ = {target}: {nearest(target, own)}{dotted}")
-        return own[target]
-    module, _, name = target.rpartition(".")
-    kinds: dict[str, type] = {"simulator": Simulator, "estimator": nn.Module, "prior": Distribution}
-    expected = (
-        f"a subclass of {kinds[group].__name__}" if group in kinds else "a function with the argument 'estimator'"
-    )
-    try:
-        thing = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise InputError(f"{group}._target_ = {target} cannot be imported ({error}).") from error
-    except AttributeError:
-        options = [key for key in vars(importlib.import_module(module)) if not key.startswith("_")]
-        raise InputError(f"{group}._target_ = {target}: {module} has no '{name}'; {nearest(name, options)}") from None
-    if group in kinds:
-        fits = isinstance(thing, type) and issubclass(thing, kinds[group])
-    else:
-        fits = inspect.isfunction(thing) and next(iter(inspect.signature(thing).parameters), "") == "estimator"
-    if not fits:
-        raise InputError(f"{group}._target_ = {target} is refused: expected {expected}.")
-    return thing
-
-
-def _registry(group: str) -> dict[str, Any]:
-    """Our own names of a group."""
-    if group == "prior":
-        return {"default": _default_prior, "uniform": _uniform_prior}
-    package = sbi_core.simulators if group == "simulator" else sbi_core.estimators
-    things = {name: getattr(package, name) for name in package.__all__}
-    if group == "simulator":
-        return {
-            name: thing for name, thing in things.items() if inspect.isclass(thing) and issubclass(thing, Simulator)
-        }
-    if group == "estimator":
-        modules = {name: thing for name, thing in things.items() if inspect.isclass(thing)}
-        return {
-            name: thing
-            for name, thing in modules.items()
-            if issubclass(thing, nn.Module) and not inspect.isabstract(thing)
-        }
-    return {name: thing for name, thing in things.items() if hasattr(thing, "needs")}
-
-
-def _check_options(thing: Any, options: Mapping[str, Any], group: str, target: str) -> None:
-    """Refuse options that the constructor or function does not have."""
-    parameters = inspect.signature(thing).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+def _check_source(plain: Mapping[str, Any], built: Mapping[str, Any]) -> None:
+    """Raise `SbiError` unless there is something to learn from."""
+    simulator: Simulator | None = built.get("simulator")
+    if plain["data"] is not None:
+        path = Path(plain["data"])
+        if not path.exists():
+            here = [str(p) for p in path.parent.glob("*.*") if p.suffix in (".npz", ".csv", ".zarr")]
+            raise InputError(f"data: there is no file '{path}'; {nearest(str(path), here)}")
         return
-    if group in ("simulator", "estimator") or isinstance(thing, type):
-        known = list(parameters)
-    else:
-        known = [p.name for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    for name in options:
-        if name not in known:
-            hint = nearest(str(name), known) if known else "it has no options."
-            raise InputError(f"{group}.{name}: {target} has no such option; {hint}")
+    if simulator is None:
+        raise InputError("simulator: none was chosen, and no data either. Give simulator=... or data=rows.npz.")
+    if plain["n_simulations"] < MIN_ROWS:
+        raise InputError(f"n_simulations = {plain['n_simulations']} simulations: expected at least {MIN_ROWS}.")
+    check_gold_exists(built.get("loss"), simulator)
+    if "prior" in built:
+        check_prior(built["prior"](simulator.parameters, simulator.prior), simulator.parameters)
 
 
-def _called(thing: Any, options: Mapping[str, Any], what: str) -> Any:
-    try:
-        return thing(**options)
-    except SbiError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what} cannot be made with {dict(options)}: {type(error).__name__}: {error}") from error
-
-
-def _default_prior(parameters: Sequence[Parameter], own: Distribution | None) -> Distribution:
-    return own if own is not None else UniformPrior(parameters)
-
-
-def _uniform_prior(
-    parameters: Sequence[Parameter], own: Distribution | None, *, low: Any = None, high: Any = None
-) -> Distribution:
-    ends = []
-    for name, value in (("low", low), ("high", high)):
-        numbers = [value] * len(parameters) if not isinstance(value, list | tuple) else list(value)
-        if len(numbers) != len(parameters) or not all(isinstance(v, int | float | None) for v in numbers):
-            raise InputError(f"prior.{name} = {value!r}: expected {len(parameters)} numbers, one per parameter.")
-        ends.append(numbers)
-    narrowed = []
-    for axis, a, b in zip(parameters, *ends, strict=True):
-        a, b = axis.low if a is None else a, axis.high if b is None else b
-        narrowed.append(Parameter(axis.name, a, b, axis.unit, axis.latex, axis.integer))
-    return UniformPrior(narrowed)
-
-
-def _own_prior(
-    kind: type[Distribution], options: Mapping[str, Any], parameters: Sequence[Parameter], own: Distribution | None
-) -> Distribution:
-    """A user's or torch's distribution; lists become tensors, and independent components one event."""
-    tensors = {k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for k, v in options.items()}
-    made: Distribution = _called(kind, tensors, f"prior {kind.__name__}")
-    return Independent(made, 1) if len(made.batch_shape) == 1 and not made.event_shape else made
+def _observed(plain: Mapping[str, Any], simulator: Simulator | None) -> Tensor | None:
+    """Read the observation (*), and bring it into the simulator's shape if that is known."""
+    if plain["x_obs"] is None:
+        return None
+    x_obs = read_observation(plain["x_obs"], _supplied())
+    if simulator is None:
+        return x_obs
+    if len(simulator.parameters) > max(COARSE):
+        raise InputError(
+            f"simulator {simulator.name} has {len(simulator.parameters)} parameters, and posteriors are made of at "
+            f"most {max(COARSE)}. Train only, with x_obs=null."
+        )
+    if simulator.x_shape is None:
+        return x_obs
+    return check_event(x_obs, simulator.x_shape, iid=plain["iid"], categories=simulator.categories)
 
 
 def _may_build(config: Mapping[str, Any], group: str, strange: bool, *, needed: bool) -> bool:
@@ -297,9 +175,10 @@ def _may_build(config: Mapping[str, Any], group: str, strange: bool, *, needed: 
 
 def _resolved(config: Any) -> dict[str, Any]:
     try:
-        return OmegaConf.to_container(config, resolve=True)  # type: ignore[no-any-return]
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise InputError(str(error).splitlines()[0]) from error
+    return plain
 
 
 def _supplied() -> dict[str, Path]:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from sbi_core.columns import to_column
 from sbi_core.errors import InputError, MissingGold
+from sbi_core.parameters import match
 from sbi_core.simulations import Simulations
 from sbi_core.simulator import Simulator
 
-_ROWS = 20_000
+_ROWS = 4_000
 
 
 def joint_log_ratio(simulator: Simulator, simulations: Any, theta0: Any, theta1: Any) -> Tensor:
@@ -21,7 +22,7 @@ def joint_log_ratio(simulator: Simulator, simulations: Any, theta0: Any, theta1:
 
     Args:
         simulator: a simulator with `log_joint`.
-        simulations: N rows with z.
+        simulations: N rows with z; their parameters are matched to the simulator's by name.
         theta0: (D,), or one per row (N, D).
         theta1: (D,), or one per row (N, D).
 
@@ -32,7 +33,7 @@ def joint_log_ratio(simulator: Simulator, simulations: Any, theta0: Any, theta1:
         MissingGold: if the simulator has no `log_joint`, or the rows no z that it needs.
         InputError: if a theta has another shape.
     """
-    rows = simulations[:].reordered(simulator.parameters)
+    rows = simulations[:]
     with torch.no_grad():
         pair = [
             _evaluate(simulator, rows, _theta(name, value, rows))
@@ -52,13 +53,13 @@ def joint_score(simulator: Simulator, simulations: Any, theta: Any = None) -> Te
         theta: (D,) or (N, D); each row's own theta by default.
 
     Returns:
-        (N, D), float64, per unit of each parameter.
+        (N, D), float64, per unit of each parameter, in the order of the simulations' parameters.
 
     Raises:
         MissingGold: if the simulator has no `log_joint`.
         InputError: if theta has another shape.
     """
-    rows = simulations[:].reordered(simulator.parameters)
+    rows = simulations[:]
     at = rows.theta if theta is None else _theta("theta", theta, rows)
     parts = []
     for start in range(0, len(rows), _ROWS):
@@ -69,11 +70,17 @@ def joint_score(simulator: Simulator, simulations: Any, theta: Any = None) -> Te
 
 
 def log_joint(simulator: Simulator, rows: Simulations, theta: Tensor) -> Tensor:
-    """log p(x, z | theta) (M,) of rows at theta (M, D), everything in float64 and the latents detached."""
+    """log p(x, z | theta) (M,) of rows at theta (M, D), everything in float64 and the latents detached.
+
+    The axes of theta are those of the rows; they are matched by name to the simulator's.
+    """
     if not simulator.has_gold:
         raise MissingGold(f"simulator '{simulator.name}' has no log_joint, so no gold can be read from it.")
     z = None if rows.z is None else rows.z.detach().to(torch.float64)
-    value = simulator.log_joint(theta, rows.x.detach().to(torch.float64), z, rows.design)
+    order = match(
+        simulator.parameters, rows.info.parameters, f"simulations of '{rows.info.simulator or 'unknown origin'}'"
+    )
+    value = simulator.log_joint(theta[:, order], rows.x.detach().to(torch.float64), z, rows.design)
     if value.shape != (len(rows),) or value.dtype != torch.float64:
         raise InputError(
             f"simulator '{simulator.name}': log_joint has shape {tuple(value.shape)} and type {value.dtype}, expected "

@@ -142,6 +142,7 @@ def check_gold(simulator: Simulator | None, simulations: Any = None, *, seed: in
 
 
 def _judge(identity: Identity, limit: float) -> GoldTest:
+    passed: bool | None
     if identity.terms is None:
         passed = identity.error < 1.0
         text = f"{identity.name} for '{identity.parameter}': relative error {identity.error * TOLERANCE:.2g}"

@@ -6,6 +6,7 @@ down-weighted by their distance if they were stored.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,7 +167,8 @@ def _pairs(live: Simulator, rows: Simulations, step: Tensor, parameter: str) -> 
 
 def _log_ratio_inside(live: Simulator, rows: Simulations, step: Tensor) -> Tensor:
     """log p(x, z | theta + step) - log p(x, z | theta), (N,); 0 where theta + step has left the prior."""
-    inside = live.prior.support.check(rows.theta + step)
+    support: Any = live.prior.support
+    inside = support.check(rows.theta + step)
     other = torch.where(inside[:, None], rows.theta + step, rows.theta)
     return joint_log_ratio(live, rows, other, rows.theta)
 

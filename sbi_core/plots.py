@@ -127,17 +127,19 @@ def log_ratios(ratios: LogRatios, *, axes: Any = None) -> Any:
     axes = _axes(axes)
     if ratios.exact is None and ratios.joint is None:
         raise ValueError("neither exact nor joint log ratios are known; there is nothing to draw.")
-    across = ratios.exact if ratios.exact is not None else ratios.learned
-    end = 1.08 * float(torch.quantile(across.abs(), 0.995))
+    across = (ratios.exact if ratios.exact is not None else ratios.learned).numpy()
+    end = 1.08 * float(np.quantile(np.abs(across), 0.995))
     if ratios.joint is not None:
         label = r"mined: $\log\,r(x, z)$"
-        axes.scatter(across, ratios.joint, s=4, color=ORANGE, alpha=0.3, lw=0, label=label, rasterized=True)
+        axes.scatter(across, ratios.joint.numpy(), s=4, color=ORANGE, alpha=0.3, lw=0, label=label, rasterized=True)
     axes.plot([-end, end], [-end, end], color="black", lw=0.9, ls=(0, (4, 3)), zorder=4)
     if ratios.exact is not None:
-        colour = _density(across.numpy(), ratios.learned.numpy())
+        learned = ratios.learned.numpy()
+        colour = _density(across, learned)
         order = np.argsort(colour)
-        points = (across.numpy()[order], ratios.learned.numpy()[order])
-        axes.scatter(*points, s=8, c=colour[order], cmap=_blues(), lw=0, zorder=3, rasterized=True)
+        axes.scatter(
+            across[order], learned[order], s=8, c=colour[order], cmap=_blues(), lw=0, zorder=3, rasterized=True
+        )
         axes.scatter([], [], s=16, color=BLUE, lw=0, label=r"learned: $f(\theta, x) - f(\theta', x)$")
         text = f"rms error {ratios.rms:.3f}\nof {ratios.spread:.2f} nats"
         axes.text(0.97, 0.05, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=10)
@@ -210,21 +212,20 @@ def observation(x_obs: Tensor, simulator: Simulator, posterior: Any, *, draws: i
     """
     axes = _axes(axes)
     categories = simulator.categories or int(x_obs.max()) + 1
-    counts = torch.bincount(x_obs.flatten().long(), minlength=categories)
+    counts = torch.bincount(x_obs.flatten().long(), minlength=categories).numpy()
     theta = posterior.sample(torch.Size([draws]))
     labels = torch.arange(categories, dtype=torch.float64)[:, None]
-    chance = simulator.log_likelihood(theta[:, None], labels).exp().mean(0)
+    chance = simulator.log_likelihood(theta[:, None], labels).exp().mean(0).numpy()
     n = len(x_obs)
-    expected, width = n * chance, (n * chance * (1 - chance)).sqrt()
+    expected, width = n * chance, np.sqrt(n * chance * (1 - chance))
+    top = expected + width
     place = np.arange(categories)
-    kept = (counts > 0) | (expected > 1e-3)
     axes.bar(place, counts, width=0.82, color=GREY, alpha=0.45, label=f"observed ({n})")
-    band = (np.clip((expected - width).numpy(), 0, None), (expected + width).numpy())
-    axes.fill_between(place, *band, step="mid", color=BLUE, alpha=0.25, lw=0)
+    axes.fill_between(place, np.clip(expected - width, 0, None), top, step="mid", color=BLUE, alpha=0.25, lw=0)
     axes.step(place, expected, where="mid", color=BLUE, label="posterior predictive")
-    used = kept.nonzero().flatten()
-    axes.set(xlim=(int(used[0]) - 0.8, int(used[-1]) + 0.8), xlabel="$x$", ylabel="count")
-    axes.set_ylim(0, 1.22 * max(float(counts.max()), float((expected + width).max())))
+    used = np.flatnonzero((counts > 0) | (expected > 1e-3))
+    axes.set(xlim=(used[0] - 0.8, used[-1] + 0.8), xlabel="$x$", ylabel="count")
+    axes.set_ylim(0, 1.22 * max(counts.max(), top.max()))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="upper right")
     return axes

@@ -102,7 +102,7 @@ def describe(distribution: Distribution | None) -> dict[str, Any] | None:
         wanted = ("loc", "scale_tril") if kind.__name__ == "MultivariateNormal" else tuple(distribution.arg_constraints)
         return {"type": kind.__name__, "arguments": {key: getattr(distribution, key).tolist() for key in wanted}}
     with seeded(0):
-        drawn = distribution.sample(torch.Size([8])).double().numpy(force=True)
+        drawn = distribution.sample(torch.Size([1000])).double().numpy(force=True)
     name = f"{kind.__module__}.{kind.__qualname__}"
     return {"type": name, "opaque": True, "draws": hashlib.sha256(drawn.tobytes()).hexdigest()[:16]}
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ CITATION = (
     "inference”, PNAS 117 (2020) 5242, arXiv:1805.12244; Stoye, Brehmer, Louppe, Pavez and Cranmer, “Likelihood-free "
     "inference with an improved cross-entropy estimator”, arXiv:1808.00973. Software: sbi-core {version}."
 )
+
+MEANING = {"coverage": " (whether intervals hold the truth as often as they say; it takes many simulated observations)"}
+"""What would have been checked, where the name of the check does not say it."""
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --blue: #0072B2; --good: #00694c; --bad: #b34700; }
@@ -89,20 +93,14 @@ def _posterior(results: Results) -> Iterator[str]:
     shown = {"learned": results.posterior} | ({"exact": results.exact} if results.exact is not None else {})
     figures = []
     if len(results.parameters) == 2:
-        figures.append(_figure(lambda axes: plots.posterior_2d(shown, axes=axes), "Regions of highest density."))
+        figures.append(_figure(partial(plots.posterior_2d, shown), "Regions of highest density."))
+    beside = ", and the posterior of the exact likelihood beside it." if results.exact is not None else "."
     for k, axis in enumerate(results.parameters):
-        caption = f"Posterior density of {axis.name}" + (
-            ", and the posterior of the exact likelihood beside it." if results.exact is not None else "."
-        )
-        figures.append(_figure(lambda axes, k=k: plots.posterior_1d(shown, k, axes=axes), caption))
-    world = results.simulator
-    if results.exact is not None and world is not None and world.categories and results.x_obs is not None:
-        figures.append(
-            _figure(
-                lambda axes: plots.observation(results.x_obs, world, results.posterior, axes=axes),
-                "What was observed, and what the posterior predicts with the exact likelihood (band: 68% of counts).",
-            )
-        )
+        figures.append(_figure(partial(plots.posterior_1d, shown, k), f"Posterior density of {axis.name}{beside}"))
+    world, x_obs = results.simulator, results.x_obs
+    if results.exact is not None and world is not None and world.categories and x_obs is not None:
+        caption = "What was observed, and what the posterior predicts with the exact likelihood (band: 68% of counts)."
+        figures.append(_figure(partial(plots.observation, x_obs, world, results.posterior), caption))
     yield _section("Posterior", _pair(figures))
 
 
@@ -114,7 +112,7 @@ def _numbers(results: Results) -> Iterator[str]:
 
 
 def _unchecked(results: Results) -> Iterator[str]:
-    unchecked = results.unchecked()
+    unchecked = [f"{line}{MEANING.get(line.split(':')[0], '')}" for line in results.unchecked()]
     text = _list(unchecked) if unchecked else "<p>Nothing that this program knows how to check.</p>"
     flags = [*results.summary()["flags"]]
     if flags:
@@ -127,7 +125,7 @@ def _world(results: Results) -> Iterator[str]:
     if world is None or data is None or type(world).draw is plots.Simulator.draw:
         return
     doc = (type(world).__doc__ or world.name).strip().splitlines()[0]
-    figure = _figure(lambda axes: plots.board(world, data, axes=axes), f"Sampled simulations. {doc}", (8.4, 4.9))
+    figure = _figure(partial(plots.board, world, data), f"Sampled simulations. {doc}", (8.4, 5.4))
     yield _section("The world", f'<div class="single">{figure}</div>')
 
 
@@ -135,9 +133,9 @@ def _gold(results: Results) -> Iterator[str]:
     if results.gold is None:
         return
     tests: Sequence[Mapping[str, Any]] = results.gold["tests"]
-    size = (6.2, 0.9 + 0.3 * len(tests))
+    size = (7.8, 0.9 + 0.26 * len(tests))
     figure = _figure(
-        lambda axes: plots.gold_scores(tests, axes=axes),
+        partial(plots.gold_scores, tests),
         "Every test is a mean that vanishes for true gold. Outside the band, one clean check in 10,000 has a point.",
         size,
     )
@@ -171,7 +169,7 @@ def _training(results: Results) -> Iterator[str]:
             f"Training on {n_train:,} rows, {n_held_out:,} held out, {training['loss']}; {training['seconds']:.1f} s."
         )
         history = training["history"]
-        figures.append(_figure(lambda axes: plots.training_curves(history, best_epoch=best, axes=axes), caption))
+        figures.append(_figure(partial(plots.training_curves, history, best_epoch=best), caption))
     ratios = results.ratios
     if ratios is not None and (ratios.exact is not None or ratios.joint is not None):
         caption = (
@@ -182,7 +180,7 @@ def _training(results: Results) -> Iterator[str]:
         )
         if ratios.exact is not None and ratios.joint is not None:
             caption += " Orange: the mined joint ratios it was learned from, whose scatter is the latents'."
-        figures.append(_figure(lambda axes: plots.log_ratios(ratios, axes=axes), caption))
+        figures.append(_figure(partial(plots.log_ratios, ratios), caption))
     if figures:
         yield _section("Learning", _pair(figures))
 
@@ -258,12 +256,12 @@ def _verdict(text: str) -> str:
     return f'<span class="{kind}">{_text(text)}</span>'
 
 
-def _figure(draw: Callable[[Any], Any], caption: str, size: tuple[float, float] | None = None) -> str:
+def _figure(draw: Callable[..., Any], caption: str, size: tuple[float, float] | None = None) -> str:
     """Draw on a new figure and return it as HTML."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)
-    draw(figure.add_subplot())
+    draw(axes=figure.add_subplot())
     content = io.BytesIO()
     figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     image = base64.b64encode(content.getvalue()).decode()

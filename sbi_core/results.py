@@ -26,6 +26,12 @@ RANGE = "x_obs inside the simulated range"
 CLOSE = 0.15
 """Total variation up to which two posteriors are called close."""
 
+SMALL = 1 / 3
+"""Part of the log ratio's own rms up to which its error is called small."""
+
+BAND = (0.5, 0.7, 1.4)
+"""Standard deviations by which a mean may be off, and ratios of standard deviations, to be called close."""
+
 FRESH = 3000
 """Rows simulated to compare learned and exact log ratios."""
 
@@ -163,9 +169,9 @@ class Results:
         for k, axis in enumerate(self.parameters):
             mean, low, high, digits = estimate(posterior, k)
             unit = f" {axis.unit}" if axis.unit else ""
-            interval = f"[{low:.{digits}f}, {high:.{digits}f}]"
-            words = f"{axis.name} = {mean:.{digits}f}{unit}, {LEVEL:.0%} interval {interval}"
-            found.append(f"{mean:.{digits}f}, {interval}" if short else words)
+            interval = f"[{_fixed(low, digits)}, {_fixed(high, digits)}]"
+            words = f"{axis.name} = {_fixed(mean, digits)}{unit}, {LEVEL:.0%} interval {interval}"
+            found.append(f"{_fixed(mean, digits)}, {interval}" if short else words)
         return found
 
     def numbers(self) -> dict[str, dict[str, Any]]:
@@ -215,6 +221,11 @@ def estimate(posterior: Any, k: int) -> tuple[float, float, float, int]:
     return float(posterior.mean[k]), float(low[k]), float(high[k]), min(digits, 12)
 
 
+def _fixed(value: float, digits: int) -> str:
+    """Write a number with so many decimals, and no minus before zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def _posterior_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
     if results.posterior is None:
         return {}
@@ -224,22 +235,27 @@ def _posterior_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
         spread = float(results.posterior.stddev[k])
         said = dict.fromkeys(("mean", "sd", "low", "high"), "unchecked: no exact likelihood to compare with")
         if results.exact is not None:
-            true, true_low, true_high, _ = estimate(results.exact, k)
             width = float(results.exact.stddev[k])
-            said["mean"] = f"{(mean - true) / width:+.2f} sd from the exact {true:.4g}"
-            said["sd"] = f"{spread / width:.2f} times the exact {width:.4g}"
-            said["low"] = f"{(low - true_low) / width:+.2f} sd from the exact {true_low:.4g}"
-            said["high"] = f"{(high - true_high) / width:+.2f} sd from the exact {true_high:.4g}"
+            ends = zip(("mean", "low", "high"), (mean, low, high), estimate(results.exact, k)[:3], strict=True)
+            for name, value, true in ends:
+                off = (value - true) / width
+                said[name] = f"{_judged(abs(off) < BAND[0])}: {off:+.2f} sd from the exact {true:.4g}"
+            fits = BAND[1] < spread / width < BAND[2]
+            said["sd"] = f"{_judged(fits)}: {spread / width:.2f} times the exact {width:.4g}"
         for name, value in (("mean", mean), ("sd", spread), ("low", low), ("high", high)):
             what = f"{axis.name} {name}" + (f" of the {LEVEL:.0%} interval" if name in ("low", "high") else "")
             found[what] = value, axis.unit, said[name]
     if results.exact is not None:
         distance = total_variation(results.posterior, results.exact)
-        close = "close to the exact posterior" if distance <= CLOSE else "NOT close to the exact posterior"
-        found["total variation to the exact posterior"] = distance, "", f"{close} (close: at most {CLOSE})"
+        said_so = f"{_judged(distance <= CLOSE)}: 0 is the exact posterior, 1 another world; close is at most {CLOSE}"
+        found["total variation to the exact posterior"] = distance, "", said_so
     else:
         found["total variation to the exact posterior"] = math.nan, "", "unchecked: the exact posterior is not known"
     return found
+
+
+def _judged(close: bool) -> str:
+    return "close" if close else "NOT close"
 
 
 def _quality_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
@@ -256,7 +272,9 @@ def _quality_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
         found["largest |z| of the gold check"] = largest, "", str(results.gold["verdict"])
     if results.ratios is not None and results.ratios.exact is not None:
         rms, spread = results.ratios.rms, results.ratios.spread
-        said = f"{rms / spread:.1%} of the log ratio's own rms {spread:.3g} ({len(results.ratios.exact):,} fresh rows)"
+        close = "small" if rms < SMALL * spread else "NOT small"
+        rows = f"{len(results.ratios.exact):,} fresh rows"
+        said = f"{close}: {rms / spread:.1%} of the log ratio's own rms {spread:.3g} ({rows})"
         found["rms error of the log ratio"] = rms, "nats", said
     elif results.training is not None:
         found["rms error of the log ratio"] = math.nan, "nats", "unchecked: the exact log ratio is not known"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sbi_core.errors import InputError, StoreError
-from sbi_core.settings import FREE
+from sbi_core.settings import MANNER, OBSERVED
 
 FORMAT = 1
 
@@ -51,7 +51,7 @@ def write_npz(path: Path, **arrays: Any) -> None:
     """Write arrays atomically as a NumPy archive."""
     partial = path.with_name(f"{path.name}.partial")
     with open(partial, "wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(value) for name, value in arrays.items()})
+        np.savez_compressed(file, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
     partial.replace(path)
 
 
@@ -69,11 +69,12 @@ def recall(
     Raises:
         InputError: naming the key, if the request asks for something else than what was learned.
     """
-    merged = dict(settings)
-    for key in given:
+    merged = {**settings, **{key: asked.get(key) for key in MANNER}}
+    for key in sorted(given):
         root = "name" if key == "study" else key.split(".")[0]
-        if root in FREE:
+        if root in OBSERVED:
             merged[root] = asked.get(root)
+        if root in (*OBSERVED, *MANNER):
             continue
         for name, found, wanted in _leaves(root, settings.get(root), asked.get(root)):
             if found != wanted and (key == "study" or f"{name}.".startswith(f"{key}.")):

@@ -27,10 +27,10 @@ def block_seed(seed: int, block: int) -> SeedSequence:
 
 
 def torch_state(seed: SeedSequence) -> Tensor:
-    """Return the state of a CPU torch generator, filled with 624 words of the sequence."""
+    """Return the state of a CPU torch generator, filled with 624 words that come from the whole sequence."""
     generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     state: np.ndarray = generator.get_state().numpy().view(np.uint64).copy()
-    state[3 : 3 + _WORDS] = seed.generate_state(_WORDS, np.uint32)
+    state[3 : 3 + _WORDS] = np.random.PCG64DXSM(seed).random_raw(_WORDS // 2).view(np.uint32)
     return torch.from_numpy(state.view(np.uint8))
 
 
@@ -48,7 +48,7 @@ def seeded(seed: SeedSequence | int) -> Iterator[None]:
     For libraries that read the global state only (torch.distributions, Pyro, nflows, weight initialisation).
     """
     sequence = seed if isinstance(seed, SeedSequence) else SeedSequence(seed)
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
         torch.set_rng_state(torch_state(sequence))

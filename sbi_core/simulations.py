@@ -211,7 +211,7 @@ class Simulations:
         return cls(**stacked, info=info)
 
     def columns(self) -> dict[str, Tensor]:
-        """Return the columns that are present, by name."""
+        """Return the columns that are present, by name, (N, ...) each."""
         pairs = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "info")
         return {name: value for name, value in pairs if value is not None}
 

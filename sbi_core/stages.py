@@ -18,21 +18,18 @@ from sbi_core.campaign import simulate
 from sbi_core.errors import InputError, MissingGold, StoreError
 from sbi_core.gold_check import check_gold
 from sbi_core.inference import infer
+from sbi_core.observation import check_event, inside, x_range
 from sbi_core.parameters import Parameter
 from sbi_core.priors import describe, restore
 from sbi_core.results import RANGE, Results, compare_log_ratios, fresh_rows
 from sbi_core.run_folder import write_json, write_npz, write_record
 from sbi_core.seeding import seeded
-from sbi_core.settings import check_event
 from sbi_core.simulations import Simulations
 from sbi_core.simulator import Simulator
 from sbi_core.store import Store, package_versions
 
 SAMPLES = 10_000
 """Posterior samples that are written."""
-
-WIDEST = 1000
-"""Numbers in one observation up to which the simulated range is kept column by column."""
 
 SHOWN = 3000
 """Stored simulations that the report looks at."""
@@ -82,22 +79,25 @@ def run_stages(job: Job) -> Results:
     clock: dict[str, float] = {}
     job.folder.mkdir(parents=True, exist_ok=True)
     write_record(job.folder, _record(job, job.record.get("prior")))
-    with _timed("simulate", clock):
+    with _timed("load" if job.trained or job.plain["data"] else "simulate", clock):
         data = _simulated(job)
+    if data is not None and job.x_obs is not None:  # before the training, not after
+        check_event(job.x_obs, data[:1].x.shape[1:], iid=job.plain["iid"], categories=data.info.categories)
     gold = None if job.trained else _checked(job, data, clock)
-    with _timed("load" if job.trained else "train", clock):
+    with _timed("load" if job.trained else "train", clock, quiet=job.trained):
         estimator, training = _trained(job, data, gold)
     prior = _prior(job, data, estimator.axes)
     write_record(job.folder, _record(job, describe(prior)))
     results = _looked_at(job, data, estimator, prior, training)
-    with _timed("infer", clock):
-        results = _inferred(job, results, estimator, prior)
+    if job.x_obs is not None:
+        with _timed("infer", clock):
+            results = _inferred(job, results, estimator, prior, job.x_obs)
     with _timed("report", clock):
         from sbi_core.report import write_report  # loads matplotlib
 
         results = replace(results, seconds=clock)
+        write_json(job.folder / "summary.json", results.summary())
         write_report(job.folder / "report.html", results)
-    write_json(job.folder / "summary.json", results.summary())
     return results
 
 
@@ -169,43 +169,30 @@ def _trained(job: Job, data: Any, gold: Mapping[str, Any] | None) -> tuple[Any, 
     )
     training = {name: getattr(fit, name) for name in ("loss", "best_epoch", "seed", "seconds", "history")}
     training |= {"flags": list(fit.flags), "rows": list(fit.rows), "simulations": len(data), "gold": gold}
-    training["x_range"] = _x_range(data)
+    training["x_range"] = x_range(data)
     write_json(notes, training)
     fit.estimator.save(folder)
     return fit.estimator, training
 
 
-def _x_range(data: Any) -> dict[str, Any] | None:
-    """What x the training rows cover: the labels that occur, or the ends of each column."""
-    rows = data[:]
-    x = rows.x[rows.valid].flatten(1)
-    if rows.info.categories is not None:
-        return {"labels": x.unique().tolist()}
-    if x.shape[1] > WIDEST:
-        return None
-    return {"low": x.min(0).values.tolist(), "high": x.max(0).values.tolist()}
+def check_gold_exists(loss: Callable[..., Any] | None, simulator: Simulator | None) -> None:
+    """Raise `MissingGold` if a loss needs what the simulator cannot give, before anything is simulated."""
+    needed = _gold_needed(loss)
+    if needed and simulator is not None and not simulator.has_gold:
+        raise MissingGold(
+            f"the loss needs {' and '.join(needed)}, and simulator '{simulator.name}' has no log_joint. Use loss=carl, "
+            "or give the simulator a log_joint."
+        )
 
 
-def _inside(x_obs: Tensor, known: Mapping[str, Any] | None) -> str:
-    """Say whether observations (n, *event) lie where simulations did."""
-    if not known:
-        return "unchecked"
-    flat = x_obs.flatten(1).double()
-    if "labels" in known:
-        outside = ~torch.isin(flat, torch.tensor(known["labels"]).double()).all(1)
-    else:
-        low, high = (torch.tensor(known[end], dtype=torch.float64) for end in ("low", "high"))
-        outside = ((flat < low) | (flat > high)).any(1)
-    if not bool(outside.any()):
-        return f"all {len(flat)} inside, column by column"
-    first = int(outside.nonzero()[0])
-    return f"NOT inside: {int(outside.sum())} of {len(flat)} rows; the first is row {first}: {flat[first].tolist()[:5]}"
+def _gold_needed(loss: Any) -> list[str]:
+    needs = getattr(loss.func if isinstance(loss, partial) else loss, "needs", ())
+    return [name for name in ("joint_log_ratio", "joint_score") if name in needs]
 
 
 def _checked(job: Job, data: Any, clock: dict[str, float]) -> dict[str, Any] | None:
     """Check the gold if the loss will believe it; stop if it is wrong."""
-    loss = job.loss.func if isinstance(job.loss, partial) else job.loss
-    if not job.plain["gold_check"] or not {"joint_log_ratio", "joint_score"} & set(getattr(loss, "needs", ())):
+    if not job.plain["gold_check"] or not _gold_needed(job.loss):
         return None
     with _timed("check gold", clock):
         try:
@@ -258,15 +245,13 @@ def _looked_at(job: Job, data: Any, estimator: Any, prior: Distribution, trainin
     )
 
 
-def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution) -> Results:
-    if job.x_obs is None:
-        return results
+def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution, x_obs: Tensor) -> Results:
     iid, world = job.plain["iid"], job.simulator
-    x_obs = check_event(job.x_obs, estimator.x_shape, iid=iid, categories=estimator.categories)
+    x_obs = check_event(x_obs, estimator.x_shape, iid=iid, categories=estimator.categories)
     rows = x_obs if iid else x_obs[None]
     posterior = infer(estimator, prior, x_obs, iid=iid)
-    inside = _inside(rows, (results.training or {}).get("x_range"))
-    posterior.verdicts = {**posterior.verdicts, RANGE: inside}
+    found = inside(rows, (results.training or {}).get("x_range"))
+    posterior.verdicts = {**posterior.verdicts, RANGE: found}
     exact = infer(world, prior, x_obs, iid=iid) if world is not None and world.is_exact else None
     with seeded(job.seed):
         samples = posterior.sample(torch.Size([SAMPLES]))
@@ -286,8 +271,9 @@ def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution) -
 
 
 @contextmanager
-def _timed(stage: str, clock: dict[str, float]) -> Iterator[None]:
-    print(f"sbi-run: {stage}", file=sys.stderr, flush=True)
+def _timed(stage: str, clock: dict[str, float], *, quiet: bool = False) -> Iterator[None]:
+    if not quiet:
+        print(f"sbi-run: {stage}", file=sys.stderr, flush=True)
     begun = time.perf_counter()
     yield
     clock[stage] = clock.get(stage, 0.0) + time.perf_counter() - begun

@@ -65,7 +65,7 @@ class Store:
         Args:
             path: a folder that does not exist, or is empty.
             info: provenance.
-            columns: any rows (m, ...) of the right shapes and types.
+            columns: any rows (M, ...) of the right shapes and types.
             chunk_rows: rows per chunk, the unit of writing.
         """
         import zarr
@@ -122,7 +122,7 @@ class Store:
                 array.resize((length, *array.shape[1:]))
 
     def write(self, chunk: int, columns: Mapping[str, Tensor]) -> None:
-        """Write rows (m, ...) as the chunk's first m rows, then its commit mark. One writer per chunk."""
+        """Write rows (M, ...) as the chunk's first M rows, then its commit mark. One writer per chunk."""
         if set(columns) != set(self._arrays):
             raise StoreError(f"{self.path}: columns {sorted(columns)} do not fit the store's {sorted(self._arrays)}.")
         start = chunk * self.chunk_rows

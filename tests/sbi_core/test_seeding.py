@@ -39,7 +39,8 @@ def test_generator_state_is_filled_with_the_sequence():
     """torch draws what NumPy's Mersenne Twister draws from the same 624 words (64 bits a number, low half second)."""
     seed = SeedSequence(11)
     twin = np.random.MT19937()
-    twin.state = {"bit_generator": "MT19937", "state": {"key": seed.generate_state(624, np.uint32), "pos": 624}}
+    words = np.random.PCG64DXSM(seed).random_raw(312).view(np.uint32)
+    twin.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
     drawn = torch.randint(0, 2**31, (1000,), generator=torch_generator(seed))
     assert np.array_equal(drawn.numpy(), twin.random_raw(2000)[1::2] % 2**31)
 

@@ -1,0 +1,466 @@
+import random
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+from measures import z_of_mean
+
+from sbi_core import (
+    FunctionSimulator,
+    GoldError,
+    InputError,
+    MissingGold,
+    Parameter,
+    Simulations,
+    TrainingError,
+    infer,
+    joint_log_ratio,
+    joint_score,
+    simulate,
+)
+from sbi_core.estimators import RatioEstimator, alice, alices, carl, fit, training
+from sbi_core.seeding import seeded
+from sbi_core.simulators import GaltonBoard, LinearGaussian
+
+WORLD = LinearGaussian(2)
+BOX = (Parameter("a", -2, 2), Parameter("b", -2, 2))
+
+
+class Weak(LinearGaussian):
+    """Its log_joint is 0.8 of what it should be."""
+
+    def log_joint(self, theta, x, z, design):
+        return 0.8 * super().log_joint(theta, x, z, design)
+
+
+@cache
+def rows(n=300, seed=1):
+    return simulate(WORLD, n, seed=seed, progress=False)
+
+
+def with_gold(data):
+    """The same without z, but with two contrasts a row, their joint ratios, and the joint score."""
+    with seeded(2):
+        alt = WORLD.prior.sample((len(data), 2))
+    ratios = [joint_log_ratio(WORLD, data, data.theta, alt[:, k]) for k in range(2)]
+    score = joint_score(WORLD, data)
+    return Simulations.from_arrays(
+        data.theta,
+        data.x,
+        parameters=WORLD.parameters,
+        theta_alt=alt,
+        joint_log_ratio=torch.stack(ratios, 1),
+        joint_score=score,
+        proposal=WORLD.prior,
+    )
+
+
+def quick(data, loss=alices, hidden=(8,), **options):
+    options = {"simulator": WORLD, "seed": 1, "max_epochs": 3, "progress": False} | options
+    return fit(RatioEstimator.from_data(data, hidden=hidden), loss, data, **options)
+
+
+def bits(run_or_estimator):
+    """Weights and scaling as bytes."""
+    estimator = getattr(run_or_estimator, "estimator", run_or_estimator)
+    return {name: value.numpy().tobytes() for name, value in estimator.state_dict().items()}
+
+
+def squared_errors(estimator, n=5000):
+    """Squared error of the log ratio of each row's theta against another theta of the prior, (n,)."""
+    test, alt = rows(n, seed=8), rows(n, seed=9).theta
+    with torch.no_grad():
+        ratio, truth = (
+            f.log_likelihood(test.theta, test.x).double() - f.log_likelihood(alt, test.x).double()
+            for f in (estimator, WORLD)
+        )
+    return (ratio - truth) ** 2
+
+
+class Silent:
+    """f = 0."""
+
+    def log_likelihood(self, theta, x):
+        return torch.zeros(len(x))
+
+
+# Accuracy
+
+
+def test_the_learned_log_ratio_is_the_exact_one():
+    """Within one part in fifty of what saying nothing costs, at 1000 simulations."""
+    bar = 0.02 * float(squared_errors(Silent()).mean())
+    options = {"hidden": (32, 32), "max_epochs": 40, "gold_check": False}
+    right = squared_errors(quick(rows(1000), **options).estimator)
+    print("ACC", bar, right.mean(), right.std() / 5000**0.5)
+    assert (right.mean() - bar) / (right.std() / len(right) ** 0.5) < -4
+    wrong = squared_errors(quick(rows(1000), simulator=Weak(2), **options).estimator)
+    assert not (wrong.mean() - bar) / (wrong.std() / len(wrong) ** 0.5) < -4, "saboteur: gold times 0.8"
+
+
+@pytest.mark.parametrize("kind", ["constant column", "1e-20", "1e-8", "1e8", "3e7 + signal"])
+def test_posteriors_hold_whatever_the_units_of_x(kind):
+    """The mean within half a standard deviation and the width within 0.7 to 1.4 of the exact ones."""
+    rng = np.random.default_rng(1)
+    theta = rng.uniform(-2, 2, (2000, 2))
+    x, x_obs = theta + 0.3 * rng.standard_normal(theta.shape), np.array([0.5, -0.5])
+
+    def changed(x):
+        if kind == "constant column":
+            return np.concatenate([x, np.full_like(x[..., :1], 7.0)], -1)
+        return x + 3e7 if kind == "3e7 + signal" else x * float(kind)
+
+    data = Simulations.from_arrays(theta, changed(x), parameters=BOX)
+    run = quick(data, carl, hidden=(32, 32), max_epochs=30, simulator=None)
+    posterior = infer(run.estimator, FunctionSimulator(None, BOX).prior, changed(x_obs))
+    print("BAND", (posterior.mean - torch.tensor(x_obs)) / 0.3, posterior.stddev / 0.3)
+    assert ((posterior.mean - torch.tensor(x_obs)).abs() < 0.5 * 0.3).all()
+    assert ((posterior.stddev > 0.7 * 0.3) & (posterior.stddev < 1.4 * 0.3)).all()
+    flags = ["x column 2 is constant in the training rows; it was left out"]
+    assert list(run.flags) == (flags if kind == "constant column" else [])
+
+
+# Same seed, same bits
+
+
+@pytest.mark.parametrize("loss", [carl, alice, alices])
+def test_a_seed_fixes_everything(loss):
+    first = quick(rows(), loss)
+    torch.manual_seed(99)
+    again, other = quick(rows(), loss), quick(rows(), loss, seed=2)
+    assert bits(first) == bits(again) and first.history == again.history
+    assert bits(first) != bits(other) and first.history != other.history
+    assert (first.seed, other.seed) == (1, 2)
+
+
+def test_without_a_seed_one_is_drawn_and_recorded():
+    first, second = quick(rows(), seed=None), quick(rows(), seed=None)
+    assert first.seed != second.seed
+    assert bits(quick(rows(), seed=first.seed)) == bits(first)
+
+
+def test_the_callers_random_state_is_untouched():
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    threads = torch.get_num_threads()
+    quick(rows())
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all() and random.getstate() == before[2]  # noqa: NPY002
+    assert torch.get_num_threads() == threads
+
+
+def test_the_estimator_given_is_not_changed():
+    head = RatioEstimator.from_data(rows())
+    before = bits(head)
+    run = fit(head, carl, rows(), seed=1, max_epochs=1, progress=False)
+    assert bits(head) == before and not head.trained and head.training and head.provenance == {}
+    assert bits(run) != before and run.estimator.trained and not run.estimator.training
+    assert all(parameter.requires_grad for parameter in run.estimator.parameters())
+
+
+def test_training_goes_on_from_a_trained_estimator():
+    first = quick(rows())
+    second = fit(first.estimator, carl, rows(2000), seed=2, max_epochs=1, progress=False)
+    scaling = [name for name in bits(first) if "scaler" in name]
+    assert scaling and all(bits(first)[name] == bits(second)[name] for name in scaling)
+    assert bits(first) != bits(second)
+
+
+def test_a_store_trains_the_same_network(tmp_path):
+    store = simulate(WORLD, 300, store=tmp_path / "rows.zarr", seed=1, progress=False)
+    assert bits(quick(store)) == bits(quick(rows()))
+    assert bits(quick(store)) != bits(quick(rows(seed=2))), "saboteur: other rows"
+
+
+def test_what_is_recorded():
+    run = quick(rows())
+    assert run.rows == (270, 30) and run.loss == "alices" and run.seconds > 0
+    assert run.gold.passed and quick(rows(), carl).gold is None and quick(rows(), gold_check=False).gold is None
+    assert run.estimator.provenance == {
+        "loss": "alices",
+        "seed": 1,
+        "rows": [270, 30],
+        "simulator": "LinearGaussian",
+        "campaign_seed": 1,
+        "flags": [],
+    }
+
+
+# Gold
+
+
+def function_simulator():
+    return FunctionSimulator(lambda theta, rng: theta + rng.standard_normal(theta.shape), BOX)
+
+
+def test_missing_gold_of_a_simulator_without_log_joint():
+    world = function_simulator()
+    data = simulate(world, 50, seed=1, progress=False)
+    with pytest.raises(MissingGold) as caught:
+        quick(data, simulator=world)
+    assert str(caught.value) == (
+        "alices needs a joint score, and simulator 'FunctionSimulator' has no log_joint. Use loss=carl, or give the "
+        "simulator a log_joint."
+    )
+    quick(data, carl, simulator=world)
+
+
+@pytest.mark.parametrize("loss", [alice, alices, partial(alices, alpha=0.1)])
+@pytest.mark.parametrize(
+    ("world", "words"),
+    [(None, "pass fit(simulator=...)"), (WORLD, "the simulations were stored without z. Use loss=carl, or simulate")],
+)
+def test_missing_gold_says_why(loss, world, words):
+    data = Simulations.from_arrays(rows().theta, rows().x, parameters=WORLD.parameters)
+    with pytest.raises(MissingGold) as caught:
+        quick(data, loss, simulator=world)
+    name, what = ("alice", "a joint log ratio") if loss is alice else ("alices", "a joint score")
+    assert str(caught.value).startswith(f"{name} needs {what}, and ") and words in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", [alice, alices])
+def test_wrong_gold_stops_unless_told_otherwise(loss):
+    data = rows(5000)
+    with pytest.raises(GoldError, match="theta_1"):
+        quick(data, loss, simulator=Weak(2))
+    assert quick(data, loss, simulator=Weak(2), gold_check=False, max_epochs=1).gold is None
+    stored = replace(with_gold(data), joint_score=0.8 * joint_score(WORLD, data))
+    with pytest.raises(GoldError, match="score"):
+        quick(stored, loss, simulator=None)
+
+
+def test_stored_gold_serves_without_z_and_without_a_simulator():
+    data = with_gold(rows())
+    run = quick(data, simulator=None)
+    assert run.gold.passed
+    with seeded(3):
+        shuffled = replace(data, joint_log_ratio=data.joint_log_ratio[torch.randperm(len(data))])
+    assert bits(quick(data, simulator=None, gold_check=False)) == bits(run)
+    assert bits(quick(shuffled, simulator=None, gold_check=False)) != bits(run), "the stored ratios are what is read"
+
+
+def test_stored_contrasts_are_read_and_fresh_ones_preferred():
+    """Contrasts in a table that has z are drawn afresh where the simulator can tell their ratios."""
+    data = rows()
+    stored = replace(with_gold(data), z=data.z, info=data.info)
+    assert bits(quick(stored)) == bits(quick(data))
+    assert bits(quick(stored, simulator=None)) != bits(quick(data))
+
+
+def test_carl_needs_nothing_but_rows():
+    data = Simulations.from_arrays(rows().theta.numpy(), rows().x.numpy())
+    run = quick(data, carl, simulator=None)
+    assert run.gold is None and np.isfinite(run.history["validation"]).all()
+
+
+def test_parameters_are_matched_by_name():
+    """Rows, estimator and simulator may each have an order of their own."""
+    world = LinearGaussian(matrix=[[1.0, 0.0], [1.0, 3.0]])
+    data = replace(simulate(world, 200, seed=1, progress=False), theta_alt=None)
+    data = replace(data, info=replace(data.info, proposal=None))
+    turned = data.reordered(world.parameters[::-1])
+    head, turned_head = (RatioEstimator.from_data(some, hidden=(8,)) for some in (data, turned))
+    options = {"simulator": world, "seed": 1, "max_epochs": 3, "progress": False, "gold_check": False}
+    assert not torch.equal(data.theta, turned.theta) and torch.equal(data.theta, turned.theta.flip(1))
+    for loss in (carl, alices):
+        assert bits(fit(head, loss, turned, **options)) == bits(fit(head, loss, data, **options))
+        assert bits(fit(turned_head, loss, turned, **options)) == bits(fit(turned_head, loss, data, **options))
+    right = fit(turned_head, alices, data, **options).estimator
+    wrong = fit(turned_head, alices, replace(data, theta=data.theta.flip(1)), **options).estimator
+    assert bits(right) != bits(wrong), "saboteur: columns exchanged, names not"
+
+
+def test_gold_is_that_of_the_simulator_whatever_the_order_of_the_estimator():
+    """Without this, alices trains towards the score of another parameter."""
+    world = LinearGaussian(matrix=[[1.0, 0.0], [1.0, 3.0]])
+    data = simulate(world, 1000, seed=1, progress=False)
+    options = {"simulator": world, "seed": 1, "max_epochs": 30, "progress": False, "gold_check": False}
+    errors = []
+    for order in ([0, 1], [1, 0]):
+        head = RatioEstimator([world.parameters[k] for k in order], (2,), hidden=(32,))
+        trained = fit(head, alices, data, **options).estimator
+        with torch.no_grad():
+            f = trained.log_likelihood(data.theta[:, order], data.x).double()
+            ratio = f - trained.log_likelihood(data.theta.roll(1, 0)[:, order], data.x).double()
+        truth = world.log_likelihood(data.theta, data.x) - world.log_likelihood(data.theta.roll(1, 0), data.x)
+        errors.append((ratio - truth) ** 2)
+    nothing = truth**2
+    print("ORDER", nothing.mean(), errors[0].mean(), errors[1].mean())
+    assert z_of_mean(nothing - 10 * errors[1]) > 4 and (nothing - 10 * errors[1]).mean() > 0
+    assert z_of_mean(nothing - 10 * errors[0]) > 4 and (nothing - 10 * errors[0]).mean() > 0
+
+
+def test_other_parameters_are_refused():
+    head = RatioEstimator(BOX, (2,))
+    with pytest.raises(InputError, match="has no parameter 'a'"):
+        fit(head, carl, rows(), progress=False)
+
+
+# Rows
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 19])
+def test_too_few_rows(n):
+    with pytest.raises(InputError) as caught:
+        quick(rows()[:n])
+    assert f"simulations: {n} rows, expected at least 20" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_rows_that_failed_need_a_policy(value):
+    x = rows().x.clone()
+    x[torch.arange(3, 33)] = value
+    data = Simulations.from_arrays(rows().theta, x, parameters=WORLD.parameters)
+    with pytest.raises(InputError) as caught:
+        quick(data, carl, simulator=None)
+    assert all(word in str(caught.value) for word in ("x is", "inf", "30 of 300", "[3, 4, 5, 6, 7]", "policy", "drop"))
+    run = quick(data, carl, simulator=None, invalid="drop")
+    kept = data[data.valid]
+    assert sum(run.rows) == 270 and "30 of 300" in run.flags[0] and "left out" in run.flags[0]
+    assert bits(run) == bits(quick(kept, carl, simulator=None))
+    with pytest.raises(InputError, match="invalid = 'skip'"):
+        quick(data, carl, invalid="skip")
+
+
+def test_every_row_failed():
+    data = Simulations.from_arrays(rows().theta, rows().x * torch.nan, parameters=WORLD.parameters)
+    for policy in ("error", "drop"):
+        with pytest.raises(InputError, match=r"x is not finite.*300 of 300.*0 valid"):
+            quick(data, carl, invalid=policy)
+
+
+@pytest.mark.parametrize("columns", [[1], [0, 1]])
+def test_theta_without_spread(columns):
+    theta = rows().theta.clone()
+    theta[:, columns] = 0.5
+    data = Simulations.from_arrays(theta, rows().x, parameters=WORLD.parameters)
+    with pytest.raises(InputError, match=rf"theta column {columns[0]} \('theta_{columns[0] + 1}'\) is constant at 0.5"):
+        quick(data, carl)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("inf")),
+        ("batch_size", 0),
+        ("validation_fraction", 0.0),
+        ("validation_fraction", 1.0),
+        ("validation_fraction", float("nan")),
+        ("max_epochs", 0),
+        ("patience", 0),
+        ("contrasts", 0),
+    ],
+)
+def test_unusable_options_are_named(option, value):
+    with pytest.raises(TrainingError) as caught:
+        quick(rows(), carl, **{option: value})
+    assert str(caught.value).startswith(f"{option} = {value}, expected ")
+
+
+def test_misspelt_options_are_named():
+    with pytest.raises(TypeError, match="learning_rat"):
+        quick(rows(), carl, learning_rat=0.1)
+
+
+def test_a_loss_that_breaks_down_is_named():
+    def broken(estimator, batch):
+        return carl(estimator, batch) * torch.nan
+
+    with pytest.raises(TrainingError, match=r"loss broken .*epoch 1 at learning_rate"):
+        quick(rows(), broken)
+
+
+def test_a_loss_of_ones_own():
+    """A new method is one function: any (estimator, batch) -> scalar."""
+
+    def likely(estimator, batch):
+        return carl(estimator, batch)
+
+    own, known = quick(rows(), likely), quick(rows(), carl)
+    assert own.loss == "likely" and bits(own) == bits(known)
+
+
+@pytest.mark.parametrize("contrasts", [1, 3])
+def test_the_number_of_contrasts(contrasts):
+    seen = set()
+
+    def watching(estimator, batch):
+        seen.add(tuple(batch.theta_alt.shape[1:]))
+        return carl(estimator, batch)
+
+    quick(rows(), watching, contrasts=contrasts)
+    assert seen == {(contrasts, 2)}
+
+
+# Schedule and stopping
+
+
+def test_history_and_schedule():
+    rates, epochs = [], 40
+
+    def watching(estimator, batch):
+        return carl(estimator, batch)
+
+    run = quick(rows(), watching, max_epochs=epochs, learning_rate=2e-3)
+    history = run.history
+    assert history["epoch"] == list(range(1, epochs + 1))
+    assert {len(column) for column in history.values()} == {epochs}
+    assert all(np.isfinite(column).all() for column in history.values())
+    assert run.best_epoch == epochs and run.flags == ()
+    rates = np.array(history["learning_rate"])
+    top = int(rates.argmax())
+    assert rates.max() <= 2e-3 and rates.max() > 0.99 * 2e-3 and top < epochs / 10, "a short way up"
+    assert (np.diff(rates[top:]) < 0).all() and rates[-1] < 0.01 * 2e-3, "then down to nothing"
+
+
+def test_the_loss_falls():
+    run = quick(rows(1000), max_epochs=20)
+    first, last = run.history["validation"][0], run.history["validation"][-1]
+    assert last < first
+
+
+def test_default_length(monkeypatch):
+    monkeypatch.setattr(training, "STEPS", 300)
+    run = quick(rows()[:100], carl, max_epochs=None, batch_size=30)
+    assert run.history["epoch"][-1] == 100, "three steps an epoch"
+    run = quick(rows()[:100], carl, max_epochs=None, batch_size=8)
+    assert run.history["epoch"][-1] == training.EPOCHS == 50, "twelve steps an epoch"
+
+
+def test_a_long_training_is_looked_at_a_hundred_times():
+    run = quick(rows()[:60], carl, max_epochs=450, validation_fraction=0.5)
+    assert run.history["epoch"] == [*range(4, 449, 4), 450], "and at its end"
+
+
+def test_early_stopping_keeps_better_weights(monkeypatch):
+    """50 training rows, a large network and a high rate: without stopping, the ratio is worse than saying nothing."""
+    options = {"validation_fraction": 0.95, "max_epochs": 150, "batch_size": 16, "learning_rate": 1e-2}
+    options |= {"simulator": None, "hidden": (64, 64), "patience": 15}
+    stopped = quick(rows(1000), carl, **options)
+    monkeypatch.setattr(training, "WORSE", torch.inf)
+    endless = quick(rows(1000), carl, **options)
+    assert stopped.history["epoch"][-1] < 150 == endless.history["epoch"][-1]
+    assert stopped.best_epoch < stopped.history["epoch"][-1] and endless.best_epoch == 150
+    assert "stopped early" in stopped.flags[0] and endless.flags == ()
+    length = len(stopped.history["epoch"])
+    assert stopped.history["validation"] == endless.history["validation"][:length], "the same run until then"
+    assert min(stopped.history["validation"]) == stopped.history["validation"][stopped.best_epoch - 1]
+    gain = squared_errors(endless.estimator) - squared_errors(stopped.estimator)
+    assert gain.mean() > 0 and z_of_mean(gain) > 4
+
+
+def test_designs_and_labels_train():
+    board = GaltonBoard()
+    with seeded(1):
+        design = torch.stack([torch.randint(5, 25, (300,)), torch.randint(10, 21, (300,))], 1)
+    data = simulate(board, 300, seed=1, design=design, progress=False)
+    run = quick(data, simulator=board)
+    assert run.estimator.designs == board.designs and np.isfinite(run.history["validation"]).all()
