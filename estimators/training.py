@@ -84,7 +84,7 @@ def fit(
     AdamW with a cosine schedule that ends at zero, weight decay 500 / rows (at most 1), gradients clipped at norm 5,
     float32 network and float64 gold. The annealed last weights are kept, unless the held-out rows say by three
     standard errors that an earlier epoch was better; training stops early once they have said so for `patience`
-    epochs. Contrasts theta_alt (N, C, D) are drawn from the recorded proposal (from the other rows' theta if it is unknown),
+    epochs. Contrasts theta_alt (N, C, D) are drawn from the recorded proposal (else from the other rows' theta),
     afresh at every visit of a row, with the joint log ratio from the simulator's `log_joint`, and the row's own theta
     is drawn again among them (see `Source`); stored contrasts serve where z or the simulator is absent.
 

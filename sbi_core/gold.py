@@ -62,7 +62,7 @@ def joint_score(simulator: Simulator, simulations: Any, theta: Any = None) -> Te
     rows = simulations[:]
     at = rows.theta if theta is None else _theta("theta", theta, rows)
     parts = []
-    for start in range(0, len(rows), _ROWS):
+    for start in range(0, max(len(rows), 1), _ROWS):
         leaf = at[start : start + _ROWS].detach().clone().requires_grad_()
         total = log_joint(simulator, rows[start : start + _ROWS], leaf).sum()
         parts.append(torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf))
@@ -90,7 +90,7 @@ def log_joint(simulator: Simulator, rows: Simulations, theta: Tensor) -> Tensor:
 
 
 def _evaluate(simulator: Simulator, rows: Simulations, theta: Tensor) -> Tensor:
-    slices = [slice(k, k + _ROWS) for k in range(0, len(rows), _ROWS)]
+    slices = [slice(k, k + _ROWS) for k in range(0, max(len(rows), 1), _ROWS)]
     return torch.cat([log_joint(simulator, rows[s], theta[s]) for s in slices])
 
 

@@ -131,15 +131,43 @@ class GaltonBoard(Simulator):
         return total[..., None, None]
 
     def draw(self, axes: Any, simulations: Simulations) -> None:
-        """Draw the nails and the paths of the first balls of simulations with z (N, n_rows)."""
+        """Draw the nails, 40 balls' paths z (N, n_rows) coloured by theta, and how all N balls fill the slots."""
+        from matplotlib.collections import LineCollection
+        from matplotlib.colors import LinearSegmentedColormap
+
+        bottom, reach = self.n_rows + 5, self.n_rows // 2 + 1
         for row in range(self.n_rows):
-            nails = torch.arange(self.n_nails) + 0.5 * (row % 2 == 0)
-            axes.scatter(nails, torch.full_like(nails, row), s=2, color="0.75", zorder=1)
+            nails = torch.arange(self.n_nails + row % 2) - 0.5 * (row % 2)
+            axes.scatter(
+                nails.numpy(),
+                torch.full_like(nails, row, dtype=torch.float32).numpy(),
+                s=5,
+                color="0.72",
+                lw=0,
+                zorder=1,
+            )
+        counts = torch.bincount(simulations.x.flatten().long(), minlength=self.n_nails + 1).numpy()
+        slots = range(self.n_nails + 1)
+        axes.bar(slots, -4.2 * counts / counts.max(), bottom=bottom, width=0.82, color="0.8", zorder=1)
         if simulations.z is not None:
-            for path in simulations.z[:12]:
-                across = path - 0.5 * (torch.arange(self.n_rows) % 2 == 0)
-                axes.plot(across.numpy(), (torch.arange(self.n_rows) + 0.5).numpy(), lw=1.2, alpha=0.7, zorder=2)
-        axes.set(xlabel="position", ylabel="row", ylim=(self.n_rows + 0.5, -0.8), xlim=(-1, self.n_nails + 1))
+            some, down = simulations[:40], torch.arange(self.n_rows + 1) - 0.5
+            across = some.z - 0.5 * (torch.arange(self.n_rows) % 2 == 0)
+            apart = 0.5 * (torch.arange(len(some)) * 0.618 % 1 - 0.5)  # so that paths do not hide each other
+            across = torch.cat([torch.full((len(some), 1), float(self._middle)), across], 1) + apart[:, None]
+            colours = ["#2c105c", "#0072B2", "#35b779", "#c9b500"]
+            lines = LineCollection(
+                [torch.stack([path, down], 1).numpy() for path in across],
+                array=some.theta[:, 0].numpy(),
+                cmap=LinearSegmentedColormap.from_list("theta", colours),
+                linewidths=1.1,
+                alpha=0.75,
+                zorder=2,
+            )
+            axes.add_collection(lines)
+            axes.figure.colorbar(lines, ax=axes, label=self.parameters[0].label, pad=0.02, shrink=0.8)
+        ends = max(self._middle - reach, -1), min(self._middle + reach, self.n_nails + 1)
+        axes.set(xlim=ends, ylim=(bottom, -1.4), xlabel="slot", ylabel="row", yticks=range(0, self.n_rows, 5))
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
     @property
     def _middle(self) -> int:

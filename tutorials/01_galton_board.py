@@ -351,12 +351,17 @@ right.legend(loc="upper center", ncols=2, columnspacing=1.2)
 plt.show()
 
 # %% [markdown]
-# Two claims. The exact posterior is the known one. The learned one lies as close to it as trainings with other seeds
-# do: TV_TEXT
+# Two claims. The exact posterior is the known one. The learned one lies as close to it as others from as many balls do:
+# over eight seeds of balls and training together, the total variation was 0.12 with a standard deviation of 0.09, and
+# the learned mean lay 0.30 exact standard deviations below the exact one, with 0.23 from seed to seed. That is a small
+# bias, not only scatter (8 of 8 are below): this short training on 10,000 balls is not the last word.
 
 # %%
 assert abs(float(exact.mean) + 0.7048) < 1e-4 and abs(float(exact.stddev) - 0.0347) < 1e-4
-assert total_variation(learned, exact) < 1
+offset = float((learned.mean - exact.mean) / exact.stddev)
+usual, sd = (-0.39, 0.19) if FAST else (-0.30, 0.23)
+assert abs(offset - usual) < 4 * sd
+assert total_variation(learned, exact) < (0.16 + 4 * 0.08 if FAST else 0.12 + 4 * 0.09)
 
 # %% [markdown]
 # And do the published balls look like this board at all? Pearson's $\chi^2$ of the counts against the exact

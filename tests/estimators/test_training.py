@@ -15,12 +15,14 @@ from sbi_core import (
     Parameter,
     Simulations,
     TrainingError,
+    UniformPrior,
     infer,
     joint_log_ratio,
     joint_score,
     simulate,
 )
 from sbi_core.estimators import RatioEstimator, alice, alices, carl, fit, training
+from sbi_core.estimators.batches import prepare
 from sbi_core.seeding import seeded
 from sbi_core.simulators import GaltonBoard, LinearGaussian
 
@@ -68,7 +70,7 @@ def bits(run_or_estimator):
     return {name: value.numpy().tobytes() for name, value in estimator.state_dict().items()}
 
 
-def squared_errors(estimator, n=5000):
+def squared_errors(estimator, n=20_000):
     """Squared error of the log ratio of each row's theta against another theta of the prior, (n,)."""
     test, alt = rows(n, seed=8), rows(n, seed=9).theta
     with torch.no_grad():
@@ -90,19 +92,21 @@ class Silent:
 
 
 def test_the_learned_log_ratio_is_the_exact_one():
-    """Within one part in fifty of what saying nothing costs, at 1000 simulations."""
-    bar = 0.02 * float(squared_errors(Silent()).mean())
+    """Within one part in forty of what saying nothing costs, at 1000 simulations."""
+    bar = 0.025 * float(squared_errors(Silent()).mean())
     options = {"hidden": (32, 32), "max_epochs": 40, "gold_check": False}
     right = squared_errors(quick(rows(1000), **options).estimator)
-    print("ACC", bar, right.mean(), right.std() / 5000**0.5)
     assert (right.mean() - bar) / (right.std() / len(right) ** 0.5) < -4
     wrong = squared_errors(quick(rows(1000), simulator=Weak(2), **options).estimator)
     assert not (wrong.mean() - bar) / (wrong.std() / len(wrong) ** 0.5) < -4, "saboteur: gold times 0.8"
 
 
-@pytest.mark.parametrize("kind", ["constant column", "1e-20", "1e-8", "1e8", "3e7 + signal"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("1e-8", "3e7 + signal")]
+
+
+@pytest.mark.parametrize("kind", ["constant column", "1e-20", "1e8", *SLOW])
 def test_posteriors_hold_whatever_the_units_of_x(kind):
-    """The mean within half a standard deviation and the width within 0.7 to 1.4 of the exact ones."""
+    """The mean within half a standard deviation, the width within 0.7 to 1.4 of the exact ones, from 2000 rows."""
     rng = np.random.default_rng(1)
     theta = rng.uniform(-2, 2, (2000, 2))
     x, x_obs = theta + 0.3 * rng.standard_normal(theta.shape), np.array([0.5, -0.5])
@@ -112,12 +116,16 @@ def test_posteriors_hold_whatever_the_units_of_x(kind):
             return np.concatenate([x, np.full_like(x[..., :1], 7.0)], -1)
         return x + 3e7 if kind == "3e7 + signal" else x * float(kind)
 
+    def in_band(x):
+        posterior = infer(run.estimator, UniformPrior(BOX), changed(x))
+        offset, ratio = (posterior.mean - torch.tensor(x_obs)) / 0.3, posterior.stddev / 0.3
+        return bool(((offset.abs() < 0.5) & (ratio > 0.7) & (ratio < 1.4)).all())
+
     data = Simulations.from_arrays(theta, changed(x), parameters=BOX)
-    run = quick(data, carl, hidden=(32, 32), max_epochs=30, simulator=None)
-    posterior = infer(run.estimator, FunctionSimulator(None, BOX).prior, changed(x_obs))
-    print("BAND", (posterior.mean - torch.tensor(x_obs)) / 0.3, posterior.stddev / 0.3)
-    assert ((posterior.mean - torch.tensor(x_obs)).abs() < 0.5 * 0.3).all()
-    assert ((posterior.stddev > 0.7 * 0.3) & (posterior.stddev < 1.4 * 0.3)).all()
+    options = {"hidden": (32, 32), "max_epochs": 40, "learning_rate": 1e-2, "contrasts": 4, "simulator": None}
+    run = quick(data, carl, **options)
+    assert in_band(x_obs)
+    assert not in_band(x_obs + 0.3), "saboteur: an observation one standard deviation away"
     flags = ["x column 2 is constant in the training rows; it was left out"]
     assert list(run.flags) == (flags if kind == "constant column" else [])
 
@@ -274,22 +282,18 @@ def test_parameters_are_matched_by_name():
 
 def test_gold_is_that_of_the_simulator_whatever_the_order_of_the_estimator():
     """Without this, alices trains towards the score of another parameter."""
-    world = LinearGaussian(matrix=[[1.0, 0.0], [1.0, 3.0]])
-    data = simulate(world, 1000, seed=1, progress=False)
-    options = {"simulator": world, "seed": 1, "max_epochs": 30, "progress": False, "gold_check": False}
-    errors = []
-    for order in ([0, 1], [1, 0]):
-        head = RatioEstimator([world.parameters[k] for k in order], (2,), hidden=(32,))
-        trained = fit(head, alices, data, **options).estimator
-        with torch.no_grad():
-            f = trained.log_likelihood(data.theta[:, order], data.x).double()
-            ratio = f - trained.log_likelihood(data.theta.roll(1, 0)[:, order], data.x).double()
-        truth = world.log_likelihood(data.theta, data.x) - world.log_likelihood(data.theta.roll(1, 0), data.x)
-        errors.append((ratio - truth) ** 2)
-    nothing = truth**2
-    print("ORDER", nothing.mean(), errors[0].mean(), errors[1].mean())
-    assert z_of_mean(nothing - 10 * errors[1]) > 4 and (nothing - 10 * errors[1]).mean() > 0
-    assert z_of_mean(nothing - 10 * errors[0]) > 4 and (nothing - 10 * errors[0]).mean() > 0
+    matrix = torch.tensor([[1.0, 0.0], [1.0, 3.0]]).double()
+    world = LinearGaussian(matrix=matrix)
+    data = simulate(world, 50, seed=1, progress=False)
+    source, _ = prepare(alices, data.reordered(world.parameters[::-1]), world, contrasts=2, check=False, seed=1)
+    with seeded(1):
+        batch = source.batch()
+    away = data.z.double() - batch.theta.flip(-1) @ matrix.T
+    assert torch.allclose(batch.joint_score, (away @ matrix).flip(-1) / 4, rtol=1e-10, atol=1e-12)
+    alt = data.z.double()[:, None] - batch.theta_alt.flip(-1) @ matrix.T
+    ratio = ((alt**2).sum(-1) - (away**2).sum(-1)[:, None]) / 8
+    assert torch.allclose(batch.joint_log_ratio, ratio, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(batch.joint_score, away @ matrix / 4, rtol=0.1), "saboteur: the other order"
 
 
 def test_other_parameters_are_refused():

@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
+from measures import z_of_mean
 from torch import distributions as td
 from torch.distributions import Independent
-from toys import z_of_mean
 
 from sbi_core import InputError, Parameter, UniformPrior
 from sbi_core.priors import check_prior, describe, restore

@@ -5,8 +5,9 @@ import newcomer_galton
 import numpy as np
 import pytest
 import torch
+from measures import z_of_mean
 from newcomer_galton import NewcomerBoard
-from toys import BOX, GlobalState, Shift, row_by_row, same_bits, shifted, z_of_mean
+from toys import BOX, GlobalState, Shift, row_by_row, same_bits, shifted
 
 from sbi_core import FunctionSimulator, InputError, MissingGold, Parameter, Simulator, UniformPrior, simulate
 from sbi_core.gold import joint_log_ratio, joint_score

@@ -12,15 +12,6 @@ from sbi_core import FunctionSimulator, Parameter, Simulations, Simulator, Simul
 BOX = (Parameter("a", -2, 2), Parameter("b", -2, 2))
 
 
-def z_of_mean(values, expected=0.0):
-    """Largest distance of the column means of values (N, ...) from `expected`, in measured standard errors."""
-    values = (
-        torch.as_tensor(values).flatten(1) if torch.as_tensor(values).ndim > 1 else torch.as_tensor(values)[:, None]
-    )
-    error = values.std(0) / len(values) ** 0.5
-    return float(((values.mean(0) - expected).abs() / error).max())
-
-
 def same_bits(one, other):
     """Whether two tables hold the same columns, bit for bit."""
     one, other = one[:].columns(), other[:].columns()
