@@ -49,9 +49,9 @@ def load_estimator(folder: str | Path) -> Estimator:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         claimed = content.pop("sha256")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{folder} holds no model: {path.name} is missing.") from None
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise StoreError(f"{path} is truncated or altered ({error}).") from None
     if content.get("format") != FORMAT:
         raise StoreError(f"{path}: format version found {content.get('format')}, supported {FORMAT}.")

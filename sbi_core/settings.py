@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
     "device": _DEVICE,
     "progress": _FLAG,
     "training.max_epochs": _whole(1, or_null=True),
-    "training.batch_size": _whole(1),
+    "training.batch_size": _whole(1, or_null=True),
     "training.validation_fraction": _PART,
     "training.patience": _whole(1, or_null=True),
     "training.learning_rate": _RATE,

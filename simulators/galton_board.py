@@ -99,7 +99,7 @@ class GaltonBoard(Simulator):
 
         Dynamic programming: the distribution of the position is pushed through the rows.
         """
-        slots = self._push(theta, design)[-1]
+        slots, _ = self._push(theta, design)[-1]
         reached = slots > 0
         return torch.where(reached, torch.where(reached, slots, 1.0).log(), -torch.inf)
 
@@ -115,19 +115,15 @@ class GaltonBoard(Simulator):
         I_x = sum_x p (d log p / dtheta)^2; I_xz = sum_rows E[(d log p(step) / dtheta)^2].
         """
         if not latent:
-            slots = self._push(theta, design)[-1]
+            slots, _ = self._push(theta, design)[-1]
             return (slots * self._slot_scores(theta, design) ** 2).sum(-1)[..., None, None]
-        theta = theta.to(torch.float64)
-        rows = self._setting(design)[1]
-        side = 2 * self._positions() / (self.n_nails - 1) - 1
-        total = theta.new_zeros(())
-        sigmoid = torch.sigmoid(10 * theta * side)
-        for number, tilt in enumerate(self._tilt()):
-            left = self._left(theta, number)
-            slope = tilt * sigmoid * (1 - sigmoid) * 10 * side
-            wall = (left == 0) | (left == 1)
-            each = torch.where(wall, 0.0, slope**2 / torch.where(wall, 1.0, left * (1 - left)))
-            total = total + (number < rows) * (self._push(theta, design)[number] * each).sum(-1)
+        rows, history = self._setting(design)[1], self._push(theta, design)
+        total = theta.new_zeros((), dtype=torch.float64)
+        for number in range(self.n_rows):
+            left, slope = self._left(theta, number)
+            free = (left > 0) & (left < 1)
+            each = torch.where(free, slope**2 / torch.where(free, left * (1 - left), 1.0), 0.0)
+            total = total + (number < rows) * (history[number][0] * each).sum(-1)
         return total[..., None, None]
 
     def draw(self, axes: Any, simulations: Simulations) -> None:
@@ -151,7 +147,7 @@ class GaltonBoard(Simulator):
         axes.bar(slots, -4.2 * counts / counts.max(), bottom=bottom, width=0.82, color="0.8", zorder=1)
         if simulations.z is not None:
             some, down = simulations[:40], torch.arange(self.n_rows + 1) - 0.5
-            across = some.z - 0.5 * (torch.arange(self.n_rows) % 2 == 0)
+            across = simulations.z[:40] - 0.5 * (torch.arange(self.n_rows) % 2 == 0)
             apart = 0.5 * (torch.arange(len(some)) * 0.618 % 1 - 0.5)  # so that paths do not hide each other
             across = torch.cat([torch.full((len(some), 1), float(self._middle)), across], 1) + apart[:, None]
             colours = ["#2c105c", "#0072B2", "#35b779", "#c9b500"]
@@ -190,34 +186,46 @@ class GaltonBoard(Simulator):
                 raise InputError(f"design '{axis.name}' must be a whole number from {axis.low} to {axis.high}.")
         return design[..., 0].long(), design[..., 1].long()
 
-    def _left(self, theta: Tensor, row: int) -> Tensor:
-        """p(left) in a row for every position, (*, n_nails + 1)."""
+    def _left(self, theta: Tensor, row: int) -> tuple[Tensor, Tensor]:
+        """p(left) in a row for every position and its slope in theta, (*, n_nails + 1) each; a wall has no slope."""
         tilt = float(self._tilt()[row])
         position = self._positions()
         side = 2 * position / (self.n_nails - 1) - 1
-        left = (1 - tilt) / 2 + tilt * torch.sigmoid(10 * theta.to(torch.float64) * side)
+        chance = torch.sigmoid(10 * theta.to(torch.float64) * side)
+        left, slope = (1 - tilt) / 2 + tilt * chance, tilt * 10 * side * chance * (1 - chance)
         if row % 2 == 1:
             left = torch.where(position == 0, 0.0, torch.where(position == self.n_nails, 1.0, left))
-        return left
+            slope = torch.where((position == 0) | (position == self.n_nails), 0.0, slope)
+        return left, slope
 
-    def _push(self, theta: Tensor, design: Tensor | None) -> list[Tensor]:
-        """Distribution of the position before each row and after the last, n_rows + 1 of (*, n_nails + 1)."""
+    def _push(self, theta: Tensor, design: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Distribution of the position and its slope in theta, before each row and after the last.
+
+        n_rows + 1 pairs of (*, n_nails + 1).
+        """
         drop, rows = self._setting(design)
-        shape = np.broadcast_shapes(theta.shape[:-1], drop.shape)
+        shape = torch.broadcast_shapes(theta.shape[:-1], drop.shape)
         at = torch.nn.functional.one_hot(drop, self.n_nails + 1).to(torch.float64).expand(*shape, -1)
-        history = [at]
+        history = [(at, torch.zeros_like(at))]
         for row in range(self.n_rows):
-            left = self._left(theta, row)
-            if row % 2 == 0:
-                moved = at * left + torch.roll(at * (1 - left), 1, -1)
-            else:
-                moved = torch.roll(at * left, -1, -1) + at * (1 - left)
-            at = moved if design is None else torch.where((row < rows)[..., None], moved, at)
-            history.append(at)
+            at, change = history[-1]
+            left, slope = self._left(theta, row)
+            moved = (
+                _fall(at * left, at * (1 - left), row),
+                _fall(change * left + at * slope, change * (1 - left) - at * slope, row),
+            )
+            if design is not None:
+                read = (row < rows)[..., None]
+                moved = torch.where(read, moved[0], at), torch.where(read, moved[1], change)
+            history.append(moved)
         return history
 
     def _slot_scores(self, theta: Tensor, design: Tensor | None) -> Tensor:
         """d log p / dtheta of every slot, (*, n_nails + 1); 0 where a slot cannot be reached."""
-        theta = theta.to(torch.float64)
-        slots, slope, *_ = torch.func.jvp(lambda at: self._push(at, design)[-1], (theta,), (torch.ones_like(theta),))
-        return torch.where(slots > 0, slope / torch.where(slots > 0, slots, 1.0), 0.0)
+        slots, change = self._push(theta, design)[-1]
+        return torch.where(slots > 0, change / torch.where(slots > 0, slots, 1.0), 0.0)
+
+
+def _fall(left: Tensor, right: Tensor, row: int) -> Tensor:
+    """Move what went left and what went right, (*, n_nails + 1) each, to the positions after the row."""
+    return left + torch.roll(right, 1, -1) if row % 2 == 0 else torch.roll(left, -1, -1) + right

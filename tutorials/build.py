@@ -5,6 +5,7 @@ picture of a cell with the tag figure:NAME is also written to tutorials/figures/
 """
 
 import base64
+import io
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).parent
 
@@ -44,7 +46,8 @@ def execute(notebook: Any, *, fast: bool, folder: Path, timeout: float = 600) ->
         kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
         (spec / "kernel.json").write_text(json.dumps(kernel))
         specs = KernelSpecManager(kernel_dirs=[str(spec.parent)], ensure_native_kernel=False)
-        manager = AsyncKernelManager(kernel_name="this", kernel_spec_manager=specs, transport="ipc")
+        ports = {"transport": "ipc", "ip": str(Path(home, "port"))}  # files instead of network ports
+        manager = AsyncKernelManager(kernel_name="this", kernel_spec_manager=specs, **ports)
         path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "IPYTHONDIR": home}
         environment.pop("MPLBACKEND", None)  # the kernel draws into the notebook
@@ -52,7 +55,7 @@ def execute(notebook: Any, *, fast: bool, folder: Path, timeout: float = 600) ->
         if fast:
             environment["SBI_FAST"] = "1"
         client = NotebookClient(notebook, km=manager, timeout=timeout, resources={"metadata": {"path": str(folder)}})
-        client.execute(env=environment)
+        client.execute(env=environment, cleanup_kc=True)  # nbclient leaves a kernel alone that it was given
     return notebook
 
 
@@ -67,6 +70,14 @@ def pictures(notebook: Any) -> dict[str, bytes]:
     return found
 
 
+def smaller(image: str) -> str:
+    """Reduce a PNG (base64) to 256 colours."""
+    reduced = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(image))) as full:
+        full.convert("RGB").quantize(256).save(reduced, format="PNG", optimize=True)
+    return base64.b64encode(reduced.getvalue()).decode()
+
+
 def tidy(notebook: Any) -> Any:
     """Remove what differs from run to run and from machine to machine."""
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
@@ -74,6 +85,9 @@ def tidy(notebook: Any) -> Any:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if image := output.get("data", {}).get("image/png"):
+                    output["data"]["image/png"] = smaller(image)
     return notebook
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from sbi_core.errors import InputError
 from sbi_core.inference.posterior import Posterior
 from sbi_core.parameters import Parameter
 
@@ -117,7 +118,9 @@ class GridPosterior(Posterior):
         """Draw (*sample_shape, *, D): a cell, then a point in it."""
         count = math.prod(sample_shape)
         mass = self._log_mass.exp().reshape(max(1, math.prod(self.batch_shape)), -1)
-        cells = torch.multinomial(mass, count, replacement=True).T.reshape(*sample_shape, *self.batch_shape)
+        cells = torch.multinomial(mass, max(count, 1), replacement=True)[:, :count].T.reshape(
+            *sample_shape, *self.batch_shape
+        )
         size = self._log_mass.shape[-1]
         places = [cells] if len(self._edges) == 1 else [cells // size, cells % size]
         drawn = []
@@ -203,6 +206,11 @@ def _range(parameters: Sequence[Parameter], prior: Distribution) -> list[tuple[f
         ends = [prior.mean + sign * WIDE * prior.stddev for sign in (-1, 1)]
         floor = -torch.inf if low is None else torch.as_tensor(low)
         ends[0] = torch.maximum(ends[0], torch.as_tensor(floor, dtype=ends[0].dtype))
+    if not all(bool(torch.isfinite(end).all()) for end in ends):
+        raise InputError(
+            "the prior has no finite range, nor a finite mean and standard deviation, on which a grid could be laid; "
+            "give one that has, such as UniformPrior(parameters)."
+        )
     return [(float(a), float(b)) for a, b in zip(*ends, strict=True)]
 
 

@@ -34,7 +34,8 @@ def infer(
         prior: event shape (D,), D at most 2.
         x_obs: one observation, event-shaped; with `iid` several independent ones at the same theta, (n, *event); with
             `batch` one posterior per row, (B, *event); with both (B, n, *event).
-        design: the design of the observation, (K,), or one per row of x_obs.
+        design: the design of the observation, (K,), or one per row of x_obs: (n, K), (B, K) or (B, n, K); with both
+            `iid` and `batch` also one per problem, (B, K).
         iid: sum the log likelihood (in float64) over a leading axis.
         batch: treat a leading axis as separate problems.
 
@@ -54,8 +55,11 @@ def infer(
             )
     if len(axes) not in COARSE:
         raise InputError(f"theta has {len(axes)} parameters; the grid posterior serves at most {max(COARSE)}.")
+    if whole := [axis.name for axis in axes if axis.integer]:
+        raise InputError(f"parameters {whole} take whole numbers only; the grid posterior serves real ones.")
     shape = tuple(estimator.x_shape) if estimator.x_shape is not None else None
-    x, settings = _observation(x_obs, shape, estimator, iid, batch), _design(design, estimator)
+    x = _observation(x_obs, shape, estimator, iid, batch)
+    settings = None if design is None else _design(design, estimator, tuple(x.shape[: iid + batch]), iid, batch)
     if getattr(estimator, "trained", True) is not True and not bool(estimator.trained):
         raise InputError(
             f"{type(estimator).__name__} is not trained; give the estimator of a Fit: infer(run.estimator, ...)"
@@ -80,12 +84,10 @@ def infer(
 def _log_likelihood(estimator: Any, x: Tensor, design: Tensor | None, iid: bool, rows: int) -> Any:
     """theta (rows, G, D) -> nats (rows, G), summed over the iid axis; equal observations are evaluated once."""
     counts = None
-    if iid and rows == 1 and design is None:
+    if iid and rows == 1 and (design is None or design.ndim == 1):
         unique, counts = torch.unique(x[0], dim=0, return_counts=True)
         x = unique[None]
     x = x[:, None] if iid else x[:, None, None]  # (rows, 1, n or 1, *event)
-    if design is not None and design.ndim > 1:
-        design = design[None, None] if rows == 1 else design[:, None, None]
     look = estimator.observe(x, design)
     weight = torch.ones(x.shape[2]).double() if counts is None else counts.double()
 
@@ -108,7 +110,7 @@ def _observation(x_obs: Any, shape: tuple[int, ...] | None, estimator: Any, iid:
         leading = ("B, " if batch else "") + ("n, " if iid else "")
         wanted = f"({leading}{', '.join(map(str, event))}{',' if len(event) == 1 and not leading else ''})"
         cure = ""
-        if x.ndim == len(event) + 1 and not extra and (x.shape[1:] == event or event == (1,)):
+        if not extra and (x.shape[1:] == event if x.ndim > len(event) else x.ndim == 1 and event == (1,)):
             cure = " Several rows need iid=True (one theta for all) or batch=True (one posterior each)."
         raise InputError(f"x_obs has shape {tuple(x.shape)}, expected {wanted}.{cure}")
     if not torch.isfinite(x).all():
@@ -122,16 +124,24 @@ def _observation(x_obs: Any, shape: tuple[int, ...] | None, estimator: Any, iid:
     return x
 
 
-def _design(design: Any, estimator: Any) -> Tensor | None:
-    if design is None:
-        return None
+def _design(design: Any, estimator: Any, leading: tuple[int, ...], iid: bool, batch: bool) -> Tensor:
+    """One design for all observations, (K,), or one for each, (rows, 1, n or 1, K)."""
     axes: Sequence[Parameter] = estimator.designs
     value = to_column("design", design)
     if not axes or value.shape[-1:] != (len(axes),):
         raise InputError(
             f"design has shape {tuple(value.shape)}, expected (*, {len(axes)}) for {[d.name for d in axes]}."
         )
-    return value
+    if value.ndim == 1:
+        return value
+    if iid and batch and value.shape[:-1] == leading[:1]:
+        value = value[:, None]
+    elif value.shape[:-1] != leading:
+        rows = f" or ({', '.join(map(str, (*leading, len(axes))))})" if leading else ""
+        raise InputError(f"design has shape {tuple(value.shape)}, expected ({len(axes)},){rows}.")
+    elif not (iid and batch):
+        value = value[None] if iid else value[:, None]
+    return value[:, None]
 
 
 def _resolution(posterior: GridPosterior) -> str:

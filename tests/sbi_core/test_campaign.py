@@ -58,7 +58,7 @@ def test_rows_of_row_by_row_code_do_not_depend_on_chunks(tmp_path, chunk_rows, s
 @pytest.mark.parametrize(
     ("name", "n", "chunk_rows", "stored"),
     [
-        ("galton", 12_345, 1000, False),
+        pytest.param("galton", 12_345, 1000, False, marks=pytest.mark.slow),
         ("global", 12_345, 2000, True),
         ("rows", 250, 100, True),
         pytest.param("galton", 12_345, 10_000, True, marks=pytest.mark.slow),

@@ -92,7 +92,7 @@ def test_parameters_are_matched_by_name(rows):
     by_place = joint_score(WORLD, misread)[:, [1, 0]]
     assert not torch.allclose(by_place, joint_score(WORLD, rows)[:, [1, 0]]), "saboteur: matched by place"
     other = Simulations.from_arrays(rows.theta, rows.x, z=rows.z)
-    with pytest.raises(InputError, match="no parameter 'theta_1'"):
+    with pytest.raises(InputError, match="no parameter 'theta_2'"):
         joint_score(WORLD, other)
 
 

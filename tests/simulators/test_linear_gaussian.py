@@ -108,7 +108,7 @@ def test_information_gain_is_the_mean_divergence(name, n):
         ]
     )
     assert z_of_mean(gains, world.information_gain(n)) < 4
-    assert z_of_mean(gains, 1.5 * world.information_gain(n)) > 4
+    assert z_of_mean(gains, 1.5 * world.information_gain(n) + 0.1) > 4
 
 
 def test_information_gain_known_values():
