@@ -89,7 +89,7 @@ def alice(estimator: Estimator, batch: Batch) -> Tensor:
 
 
 @needs("theta_alt", "joint_log_ratio", "joint_score")
-def alices(estimator: Estimator, batch: Batch, *, alpha: float = 1.0) -> Tensor:
+def alices(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
     """`alice` plus alpha times the squared error of grad_theta f against the joint score, ().
 
     The score term is divided, parameter by parameter, by the root mean square of the joint score on the training

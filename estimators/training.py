@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -12,7 +13,7 @@ from numpy.random import SeedSequence
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sbi_core.errors import TrainingError
+from sbi_core.errors import SbiWarning, TrainingError
 from sbi_core.estimators.batches import Source, check_rows, prepare
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.losses import Batch, Loss
@@ -140,6 +141,8 @@ def fit(
         history, best = _epochs(run, training, held, epochs, batch_size, patience or max(1, epochs // 5), progress)
     if history["epoch"][-1] < epochs:
         flags.append(f"training stopped early after {history['epoch'][-1]} of {epochs} epochs: held-out loss rose")
+    for flag in flags:
+        warnings.warn(flag, SbiWarning, stacklevel=2)
     model.trained.fill_(True)
     model.to("cpu").eval()
     model.provenance = {

@@ -104,6 +104,7 @@ def test_the_learned_log_ratio_is_the_exact_one():
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("1e-8", "3e7 + signal")]
 
 
+@pytest.mark.filterwarnings("ignore::sbi_core.errors.SbiWarning")
 @pytest.mark.parametrize("kind", ["constant column", "1e-20", "1e8", *SLOW])
 def test_posteriors_hold_whatever_the_units_of_x(kind):
     """The mean within half a standard deviation, the width within 0.7 to 1.4 of the exact ones, from 2000 rows."""
@@ -312,6 +313,7 @@ def test_too_few_rows(n):
     assert f"simulations: {n} rows, expected at least 20" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::sbi_core.errors.SbiWarning")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_rows_that_failed_need_a_policy(value):
     x = rows().x.clone()
@@ -444,6 +446,7 @@ def test_a_long_training_is_looked_at_a_hundred_times():
     assert run.history["epoch"] == [*range(4, 449, 4), 450], "and at its end"
 
 
+@pytest.mark.filterwarnings("ignore::sbi_core.errors.SbiWarning")
 def test_early_stopping_keeps_better_weights(monkeypatch):
     """50 training rows, a large network and a high rate: without stopping, the ratio is worse than saying nothing."""
     options = {"validation_fraction": 0.95, "max_epochs": 150, "batch_size": 16, "learning_rate": 1e-2}
