@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from numpy.random import SeedSequence
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sbi_core.errors import SbiWarning, TrainingError
 from sbi_core.estimators.batches import Source, check_rows, prepare

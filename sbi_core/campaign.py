@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from sbi_core.columns import check_labels, to_column
 from sbi_core.errors import InputError, SimulatorError, StoreError
