@@ -132,9 +132,13 @@ def check_gold(simulator: Simulator | None, simulations: Any = None, *, seed: in
     if live is not None:
         rows = rows.reordered(live.parameters)
     if live is None and rows.joint_score is None and rows.joint_log_ratio is None:
-        name = "no simulator" if simulator is None else f"simulator '{simulator.name}' has no log_joint"
+        if simulator is None:
+            why = "no simulator"
+        else:
+            lacks = "has a log_joint, but not the z it needs" if simulator.has_gold else "has no log_joint"
+            why = f"simulator '{simulator.name}' {lacks}"
         raise MissingGold(
-            f"nothing to check: {name}, and the simulations store neither joint_score nor joint_log_ratio."
+            f"nothing to check: {why}, and the simulations store neither joint_score nor joint_log_ratio."
         )
     found = [test for group in identities(live, rows, seed) for test in group]
     limit = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * len(found)))
