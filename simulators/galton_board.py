@@ -75,18 +75,16 @@ class GaltonBoard(Simulator):
         """log p(path | theta), theta (M, 1), z (M, n_rows), as (M,)."""
         if z is None:
             raise MissingGold(f"simulator '{self.name}': the simulations were stored without z.")
-        drop, rows = self._setting(design)
-        before = torch.cat([drop.to(z).expand(len(z))[:, None], z[:, :-1]], 1)
-        number = torch.arange(self.n_rows)
-        odd = number % 2 == 1
-        left = before - z + ~odd  # 1 for a ball that went left, 0 for right
-        tilt = self._tilt()
-        chance = torch.sigmoid((2 * left - 1) * 10 * theta * (before * (2 / (self.n_nails - 1)) - 1))
-        chance = torch.addcmul((1 - tilt) / 2, tilt, chance).log()
+        before, number = z[:, :-1], torch.arange(1, self.n_rows)  # the first row is a fair coin, whatever theta
+        odd, tilt = number % 2 == 1, self._tilt()[1:]
+        side = (before - z[:, 1:]).mul_(2).sub_(odd * 2 - 1)  # 1 for a ball that went left, -1 for right
+        side.mul_(before * (20 / (self.n_nails - 1)) - 10)
+        chance = torch.addcmul((1 - tilt) / 2, tilt, torch.sigmoid(side * theta)).log()
         if design is None and min(self.n_rows // 2, self.n_rows - self.n_rows // 2) < self._middle:
-            return chance.sum(1)  # the walls are out of reach
+            return chance.sum(1) - math.log(2)  # the walls are out of reach
+        rows = self._setting(design)[1]
         free = ~(odd & ((before == 0) | (before == self.n_nails))) & (number < rows[..., None])
-        return torch.where(free, chance, 0.0).sum(1)
+        return torch.where(free, chance, 0.0).sum(1) - math.log(2)
 
     def log_likelihood(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
         """Exact log p(x | theta, design), theta (*, 1), x (*, 1), design (*, 2), broadcasting to (*), float64."""
