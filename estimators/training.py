@@ -96,8 +96,8 @@ def fit(
         simulator: where gold comes from.
         seed: fixes everything random; `None` draws one and records it.
         max_epochs: passes over the rows; by default 50, and at least 2000 steps.
-        batch_size: rows per step; by default a twentieth of the rows, from 128 to 2048: the noise of small batches
-            biases an adaptive optimiser where scores are skewed.
+        batch_size: rows per step; by default a twentieth of the rows, from 128 to 2048: with small ones learned
+            posteriors were seen to shift where scores are skewed.
         validation_fraction: share of rows held out, above 0 and below 1.
         patience: epochs; a fifth of `max_epochs` by default.
         learning_rate: the highest of the schedule.
