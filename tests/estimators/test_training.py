@@ -240,6 +240,19 @@ def test_default_length(monkeypatch):
     assert run.history["epoch"][-1] == training.EPOCHS == 50, "twelve steps an epoch"
 
 
+@pytest.mark.parametrize(("n", "size"), [(300, 128), (5000, 250), (20_000, 512)])
+def test_default_batch_size(n, size):
+    sizes = set()
+
+    def counting(estimator, batch):
+        if torch.is_grad_enabled():
+            sizes.add(len(batch))
+        return carl(estimator, batch)
+
+    quick(rows(n), counting, max_epochs=1)
+    assert sizes <= {size, round(0.9 * n) % size} and size in sizes
+
+
 def test_a_long_training_is_looked_at_a_hundred_times():
     run = quick(rows()[:60], carl, max_epochs=450, validation_fraction=0.5)
     assert run.history["epoch"] == [*range(4, 449, 4), 450], "and at its end"

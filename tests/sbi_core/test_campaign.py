@@ -1,5 +1,6 @@
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -275,6 +276,25 @@ def test_arguments_that_do_not_fit_are_refused(options, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_an_edited_function_does_not_continue_an_old_campaign(tmp_path):
+    """Two functions of one name; comments and layout do not count."""
+    text = "def toy(theta, rng):{comment}\n    return theta + {sd} * rng.standard_normal(theta.shape)\n"
+
+    def version(name, **parts):
+        (tmp_path / f"{name}.py").write_text(text.format(**parts))
+        return FunctionSimulator(runpy.run_path(str(tmp_path / f"{name}.py"))["toy"], BOX)
+
+    first, same, edited = (
+        version("a", sd=1, comment=""),
+        version("b", sd=1, comment="  # x"),
+        version("c", sd=2, comment=""),
+    )
+    run(first, 20, store=tmp_path / "run.zarr")
+    assert len(run(same, 30, store=tmp_path / "run.zarr")[:]) == 30
+    with pytest.raises(StoreError, match="settings"):
+        run(edited, 40, store=tmp_path / "run.zarr")
+
+
 def test_numpy_whole_numbers_are_numbers():
     assert same_bits(run(Shift(), np.int64(10), seed=np.int64(1)), run(Shift(), 10))
 
@@ -291,11 +311,12 @@ def test_bar_counts_to_the_end(tmp_path, capsys):
 SLOW_CAMPAIGN = """
 import sys, time
 from sbi_core import FunctionSimulator, Parameter, simulate
-def slow(theta, rng):
-    time.sleep(0.001)
-    return theta + 0.3 * rng.standard_normal(theta.shape)
+class Slow:
+    def __call__(self, theta, rng):
+        time.sleep(0.001)
+        return theta + 0.3 * rng.standard_normal(theta.shape)
 box = [Parameter("a", -2, 2), Parameter("b", -2, 2)]
-toy = FunctionSimulator(slow, box, vectorized=False)
+toy = FunctionSimulator(Slow(), box, vectorized=False)
 simulate(toy, 500, store=sys.argv[1], seed=1, chunk_rows=7, progress=False, workers=int(sys.argv[2]))
 """
 
@@ -322,11 +343,12 @@ def kill_midway(store, at_least, workers, pause):
 def test_killed_campaign_goes_on(tmp_path, kills, workers):
     path = str(tmp_path / "run.zarr")
 
-    def slow(theta, rng):
-        return shifted(theta, rng)
+    class Slow:
+        def __call__(self, theta, rng):
+            return shifted(theta, rng)
 
-    slow.__qualname__ = "slow"  # settings tell functions apart by name
-    toy = FunctionSimulator(slow, BOX, vectorized=False)
+    Slow.__qualname__ = "Slow"  # settings tell callables without a source apart by name
+    toy = FunctionSimulator(Slow(), BOX, vectorized=False)
     whole = run(toy, 500)
     for number in range(kills):
         before = kill_midway(path, min(10 + 2 * number, 65), workers, pause=0.0013 * number)

@@ -281,6 +281,21 @@ def test_reordered_is_by_name_and_drops_the_proposal():
     assert rows.reordered(BOX) is rows
 
 
+def test_designs_are_matched_by_name_too():
+    depth, angle = Parameter("depth", 0, 9), Parameter("angle", 0, 100)
+    theta, x = reference(5)
+    pair = np.stack([np.arange(5.0), np.arange(50.0, 55.0)], 1)
+    kinds = {"parameters": BOX, "designs": [depth, angle], "proposal": UniformPrior(BOX)}
+    one = Simulations.from_arrays(theta, x, design=pair, **kinds)
+    other = one.reordered(BOX, [angle, depth])
+    assert torch.equal(other.design, one.design.flip(1)) and other.info.designs == (angle, depth)
+    assert other.info.proposal is one.info.proposal and torch.equal(other.theta, one.theta)
+    both = Simulations.concat([one, other])
+    assert torch.equal(both.design, one.design.repeat(2, 1)) and one.reordered(BOX, [depth, angle]) is one
+    with pytest.raises(InputError, match="angel"):
+        one.reordered(BOX, [depth, Parameter("angel", 0, 1)])
+
+
 def test_info_returns_from_plain_data():
     info = Info(
         BOX, (Parameter("k", 0, 3, integer=True, latex=r"\kappa"),), UniformPrior(BOX), 3, "Toy", "2", {"n": 3}, 2**62

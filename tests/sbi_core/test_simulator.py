@@ -68,7 +68,7 @@ def test_observe_is_the_exact_likelihood():
 
 def test_settings_are_plain_and_tell_worlds_apart():
     one = FunctionSimulator(shifted, BOX, x_shape=(2,))
-    assert one.settings["function"] == "shifted" and "parameters" not in one.settings
+    assert one.settings["function"].startswith("shifted:") and "parameters" not in one.settings
     assert GaltonBoard(10, 21).settings == {"n_nails": 21, "n_rows": 10}
 
 
