@@ -72,15 +72,16 @@ def joint_score(simulator: Simulator, simulations: Any, theta: Any = None) -> Te
 def log_joint(simulator: Simulator, rows: Simulations, theta: Tensor) -> Tensor:
     """log p(x, z | theta) (M,) of rows at theta (M, D), everything in float64 and the latents detached.
 
-    The axes of theta are those of the rows; they are matched by name to the simulator's.
+    The axes of theta and design are those of the rows; they are matched by name to the simulator's.
     """
     if not simulator.has_gold:
         raise MissingGold(f"simulator '{simulator.name}' has no log_joint, so no gold can be read from it.")
     z = None if rows.z is None else rows.z.detach().to(torch.float64)
-    order = match(
-        simulator.parameters, rows.info.parameters, f"simulations of '{rows.info.simulator or 'unknown origin'}'"
-    )
-    value = simulator.log_joint(theta[:, order], rows.x.detach().to(torch.float64), z, rows.design)
+    where, design = f"simulations of '{rows.info.simulator or 'unknown origin'}'", rows.design
+    order = match(simulator.parameters, rows.info.parameters, where)
+    if design is not None and simulator.designs and rows.info.designs:
+        design = design[:, match(simulator.designs, rows.info.designs, where)]
+    value = simulator.log_joint(theta[:, order], rows.x.detach().to(torch.float64), z, design)
     if value.shape != (len(rows),) or value.dtype != torch.float64:
         raise InputError(
             f"simulator '{simulator.name}': log_joint has shape {tuple(value.shape)} and type {value.dtype}, expected "

@@ -130,7 +130,7 @@ def check_gold(simulator: Simulator | None, simulations: Any = None, *, seed: in
     rows = _usable(simulations, seed)
     live = simulator if simulator is not None and simulator.has_gold and _has_latents(simulator, rows) else None
     if live is not None:
-        rows = rows.reordered(live.parameters)
+        rows = rows.reordered(live.parameters, live.designs)
     if live is None and rows.joint_score is None and rows.joint_log_ratio is None:
         if simulator is None:
             why = "no simulator"

@@ -183,13 +183,13 @@ class Simulations:
 
     @classmethod
     def concat(cls, parts: Sequence["Simulations"]) -> "Simulations":
-        """Stack tables with the same columns; parameters are matched by name.
+        """Stack tables with the same columns; parameters and designs are matched by name.
 
         Raises:
             InputError: if columns or shapes differ, or the same rows of one campaign come twice.
         """
         first = parts[0]
-        aligned = [first, *(part.reordered(first.info.parameters) for part in parts[1:])]
+        aligned = [first, *(part.reordered(first.info.parameters, first.info.designs) for part in parts[1:])]
         for number, part in enumerate(aligned):
             for name, value in first.columns().items():
                 other = part.columns().get(name)
@@ -246,12 +246,20 @@ class Simulations:
         columns: dict[str, Any] = {name: value.to(device) for name, value in self.columns().items()}
         return replace(self, **columns)
 
-    def reordered(self, parameters: Sequence[Parameter]) -> "Simulations":
-        """Return the table with its parameters matched by name to the given order."""
-        order = match(parameters, self.info.parameters, f"simulations of '{self.info.simulator or 'unknown origin'}'")
-        if order == list(range(len(order))):
+    def reordered(self, parameters: Sequence[Parameter], designs: Sequence[Parameter] = ()) -> "Simulations":
+        """Return the table with its parameters, and its designs if any are asked for, matched by name to an order."""
+        where = f"simulations of '{self.info.simulator or 'unknown origin'}'"
+        order, info = match(parameters, self.info.parameters, where), self.info
+        settings = match(designs, info.designs, where) if designs and info.designs else list(range(len(info.designs)))
+        moved = {name: order for name in ("theta", "theta_alt", "joint_score") if order != sorted(order)}
+        moved |= {"design": settings} if settings != sorted(settings) else {}
+        if not moved:
             return self
-        moved = {name: getattr(self, name) for name in ("theta", "theta_alt", "joint_score")}
-        kept = tuple(self.info.parameters[k] for k in order)
-        info = replace(self.info, parameters=kept, proposal=None)
-        return replace(self, info=info, **{name: v[..., order] for name, v in moved.items() if v is not None})
+        info = replace(
+            info,
+            parameters=tuple(info.parameters[k] for k in order),
+            designs=tuple(info.designs[k] for k in settings),
+            proposal=info.proposal if order == sorted(order) else None,
+        )
+        columns = {name: (getattr(self, name), way) for name, way in moved.items()}
+        return replace(self, info=info, **{name: v[..., way] for name, (v, way) in columns.items() if v is not None})

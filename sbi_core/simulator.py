@@ -1,8 +1,12 @@
 """What a simulator is: one event, its latents, and the part of log p(x, z | theta) that knows theta."""
 
 import abc
+import ast
 import dataclasses
 import hashlib
+import inspect
+import textwrap
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,7 +125,7 @@ class Simulator(abc.ABC):
 
 
 def _plain(value: Any) -> Any:
-    """Make a setting comparable and writable: arrays become a hash, functions their name."""
+    """Make a setting comparable and writable: arrays become a hash, functions their name and a hash of their code."""
     if isinstance(value, Tensor | np.ndarray):
         array = np.ascontiguousarray(value.numpy(force=True) if isinstance(value, Tensor) else value)
         return f"{array.dtype}{list(array.shape)}:{hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
@@ -135,7 +139,18 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Parameter):
         return dataclasses.asdict(value)
+    if isinstance(value, types.FunctionType):
+        return value.__qualname__ + _fingerprint(value)
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _fingerprint(function: types.FunctionType) -> str:
+    """Hash of a function's own code, comments and layout apart; empty where the source cannot be had."""
+    try:
+        code = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    except (OSError, SyntaxError):
+        return ""
+    return ":" + hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 class FunctionSimulator(Simulator):
