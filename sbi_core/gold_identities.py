@@ -154,10 +154,10 @@ def _pairs(live: Simulator, rows: Simulations, step: Tensor, parameter: str) -> 
     itself.
     """
     back = -_log_ratio_inside(live, rows, step)
-    used = back != 0
+    used = (back != 0) & back.isfinite()
     chance = torch.sigmoid(-back)
     score = joint_score(live, rows) * torch.where(used, step.sum(1).sign(), 0.0)[:, None]
-    balance = _less_linear(torch.where(used, back * chance, 0.0), rows.theta, score)
+    balance = _less_linear(torch.where(used, back, 0.0) * chance, rows.theta, score)
     sign = torch.where(used, step.sum(1).sign() * chance, 0.0)
     return [
         Identity("ratio bounded", parameter, sign),
@@ -240,7 +240,7 @@ def _features(rows: Simulations) -> list[tuple[str, Tensor]]:
     """At most four standardised numbers a row, of x and of z: the means and one fixed random projection of each."""
     found = []
     for label, column in (("x", rows.x), ("z", rows.z)):
-        if column is None:
+        if column is None or not column[:1].numel():
             continue
         flat = _standard(column.to(torch.float64).flatten(1))
         direction = torch.from_numpy(np.random.default_rng(0).standard_normal(flat.shape[1])).to(flat)

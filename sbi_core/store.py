@@ -163,6 +163,8 @@ class Store:
     def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Read rows in whole runs: consecutive numbers cost one read."""
         array = self._arrays[name]
+        if 0 in array.shape[1:]:  # zarr writes no chunks of nothing
+            return np.empty((len(rows), *array.shape[1:]), array.dtype)
         pieces: Iterable[np.ndarray] = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         for chunk in np.unique(rows // self.chunk_rows):
             file = self.path.joinpath(name, "c", str(chunk), *["0"] * (array.ndim - 1))

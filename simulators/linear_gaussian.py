@@ -1,7 +1,7 @@
 """The linear-Gaussian world with a latent: everything about it is known in closed form."""
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ class LinearGaussian(Simulator):
     """z ~ N(A theta, latent_std^2 I), x ~ N(z, noise_std^2 I), theta ~ N(0, prior_std^2 I).
 
     With S = latent_std^2 + noise_std^2 and P rows of A: joint score A^T (z - A theta) / latent_std^2, score
-    A^T (x - A theta) / S, Fisher information A^T A / S.
+    A^T (x - A theta) / S, Fisher information A^T A / S. Without noise x is z, and the two scores are the same.
 
     Args:
         dim: number of parameters D, for A = 1.
         matrix: the design matrix A (P, D), instead of dim.
         latent_std: spread of the latent.
-        noise_std: spread of the noise.
+        noise_std: spread of the noise; may be 0.
         prior_std: spread of the prior.
 
     Example:
@@ -44,10 +44,10 @@ class LinearGaussian(Simulator):
         if dim is not None and matrix is not None:
             raise InputError("give dim or matrix, not both.")
         self.matrix = torch.eye(dim or 1).double() if matrix is None else torch.as_tensor(matrix).double()
-        if self.matrix.ndim != 2 or min(latent_std, noise_std, prior_std) <= 0:
+        if self.matrix.ndim != 2 or min(latent_std, prior_std) <= 0 or noise_std < 0:
             raise InputError(
                 f"matrix has shape {tuple(self.matrix.shape)}, expected (P, D); the standard deviations "
-                f"{latent_std}, {noise_std}, {prior_std} must be positive."
+                f"latent {latent_std} and prior {prior_std} must be positive, noise {noise_std} at least 0."
             )
         self.latent_std = latent_std
         self.noise_std = noise_std
@@ -57,6 +57,14 @@ class LinearGaussian(Simulator):
         self.parameters = tuple(
             Parameter(f"theta_{k + 1}", -end, end, latex=rf"\theta_{{{k + 1}}}") for k in range(self.matrix.shape[1])
         )
+
+    @classmethod
+    def benchmark(cls) -> Self:
+        """The benchmark task "Gaussian linear": x ~ N(theta, 0.1 I), theta ~ N(0, 0.1 I), D = 10 (arXiv:2101.04653).
+
+        The task has no latent. Here the whole spread is the latent's and x is z, so the joint score is the score.
+        """
+        return cls(10, latent_std=math.sqrt(0.1), noise_std=0.0, prior_std=math.sqrt(0.1))
 
     @property
     def prior(self) -> Distribution:

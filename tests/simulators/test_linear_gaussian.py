@@ -1,11 +1,13 @@
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from measures import z_of_mean
 from torch.distributions import MultivariateNormal
 
-from sbi_core import InputError, MissingGold, joint_score, simulate
+from sbi_core import InputError, MissingGold, check_gold, joint_score, simulate
 from sbi_core.simulators import LinearGaussian
 
 MATRIX = [[1.0, 0.0], [1.0, 2.0], [0.0, -1.0]]
@@ -14,6 +16,8 @@ WORLDS = {
     "three": LinearGaussian(3),
     "matrix": LinearGaussian(matrix=MATRIX, latent_std=1.5, noise_std=0.5, prior_std=2.0),
 }
+BENCHMARK = LinearGaussian.benchmark()
+PUBLISHED = np.load(Path(__file__).parent / "reference" / "gaussian_linear.npz")
 worlds = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 
 
@@ -121,7 +125,8 @@ def test_information_gain_known_values():
     [
         ({"dim": 2, "matrix": MATRIX}, "dim or matrix, not both"),
         ({"matrix": [1.0, 2.0]}, r"matrix has shape \(2,\)"),
-        ({"noise_std": 0.0}, "must be positive"),
+        ({"latent_std": 0.0}, "must be positive"),
+        ({"noise_std": -1.0}, "noise -1.0 at least 0"),
     ],
 )
 def test_world_that_is_none_is_refused(options, words):
@@ -132,3 +137,26 @@ def test_world_that_is_none_is_refused(options, words):
 def test_latent_is_needed_for_gold():
     with pytest.raises(MissingGold, match="'LinearGaussian'"):
         WORLDS["one"].log_joint(torch.zeros(1, 1), None, None, None)
+
+
+def test_world_without_noise_has_exact_gold():
+    rows = simulate(BENCHMARK, 5000, seed=1, progress=False)
+    assert torch.equal(rows.x, rows.z) and rows.x.shape == rows.theta.shape == (5000, 10)
+    assert torch.allclose(joint_score(BENCHMARK, rows), BENCHMARK.score(rows.theta, rows.x), atol=1e-12)
+    assert z_of_mean((rows.x - rows.theta) ** 2, 0.1) < 4 and z_of_mean(rows.theta**2, 0.1) < 4
+    assert z_of_mean((rows.x - rows.theta) ** 2, 0.2) > 4, "saboteur: as if there were noise too"
+    check_gold(BENCHMARK, rows).raise_if_failed()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_published_posterior_samples(k):
+    x, samples = torch.from_numpy(PUBLISHED[f"x_obs_{k}"]), torch.from_numpy(PUBLISHED[f"posterior_{k}"]).double()
+
+    def worst(world):
+        exact = world.posterior(x)
+        off = samples - exact.mean
+        square = (off[:, :, None] * off[:, None]).flatten(1)
+        return max(z_of_mean(off), z_of_mean(square, exact.covariance_matrix.flatten()))
+
+    assert worst(BENCHMARK) < 4
+    assert worst(LinearGaussian(10, latent_std=0.3, noise_std=0.3, prior_std=0.316)) > 4, "saboteur: more noise"
