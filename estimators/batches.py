@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.errors import InputError, MissingGold
-from sbi_core.estimators.losses import Batch, Loss
+from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss
+from sbi_core.estimators.scaling import ScoreScale
 from sbi_core.gold import joint_score, log_joint
 from sbi_core.gold_check import GoldCheck, check_gold
 from sbi_core.parameters import names
@@ -37,7 +38,10 @@ class Source:
         simulator: where joint ratios come from; `None` where stored contrasts must do.
         theta: each row's own theta at the latest visit, (N, D).
         here: log p(x, z | theta) there, (N,).
-        score_scale: root mean square of the joint score, (D,).
+        score_scale: unit of the score term.
+        own_scale: whether it was measured on these rows.
+        clips: whether the loss clips joint ratios.
+        clipped: most rows at one visit with a joint ratio that was clipped.
     """
 
     rows: Simulations
@@ -46,17 +50,22 @@ class Source:
     simulator: Simulator | None
     theta: Tensor
     here: Tensor | None
-    score_scale: Tensor | None = None
+    score_scale: ScoreScale | None = None
+    own_scale: bool = True
+    clips: bool = False
+    clipped: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, index: Tensor) -> "Source":
-        """Some of the rows (m,), with a score scale from them alone."""
+    def part(self, index: Tensor, scale: ScoreScale | None = None) -> "Source":
+        """Some of the rows (m,), with a score scale from them alone unless one is given."""
         rows = self.rows[index]
-        scale = None if rows.joint_score is None else rows.joint_score.square().mean(0).sqrt().clamp(min=1e-300)
+        own = scale is None
+        if own and rows.joint_score is not None:
+            scale = ScoreScale.of(rows.theta, rows.joint_score)
         here = None if self.here is None else self.here[index]
-        return replace(self, rows=rows, theta=rows.theta, here=here, score_scale=scale)
+        return replace(self, rows=rows, theta=rows.theta, here=here, score_scale=scale, own_scale=own)
 
     def batch(self) -> Batch:
         """All rows, with fresh contrasts; reads torch's global random state."""
@@ -69,7 +78,12 @@ class Source:
             theta, alt, log_ratio = self._exchange(alt)
             if score is not None:
                 score = joint_score(self.simulator, rows, theta)
-        return Batch(theta, rows.x, rows.design, alt, log_ratio, score, self.score_scale)
+        if self.clips and log_ratio is not None:
+            self.clipped = max(self.clipped, int((-log_ratio > LARGEST_LOG_RATIO).any(1).sum()))
+        if score is None or self.score_scale is None:
+            return Batch(theta, rows.x, rows.design, alt, log_ratio)
+        weight, whitening = self.score_scale.weight(theta, own=self.own_scale), self.score_scale.whitening
+        return Batch(theta, rows.x, rows.design, alt, log_ratio, score, weight, whitening)
 
     def _draw(self) -> Tensor:
         shape = torch.Size([len(self.rows), self.contrasts])
@@ -158,4 +172,5 @@ def prepare(
     if live is not None and "joint_log_ratio" in wanted:
         with torch.no_grad():
             here = log_joint(live, rows, rows.theta)
-    return Source(rows, wanted, contrasts, live, rows.theta, here), report
+    clips = getattr(function, "clips", False)
+    return Source(rows, wanted, contrasts, live, rows.theta, here, clips=clips), report

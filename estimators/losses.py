@@ -16,6 +16,9 @@ from torch.nn.functional import softplus
 
 from sbi_core.estimators.estimator import Estimator
 
+LARGEST_LOG_RATIO = 30.0
+"""Joint log ratios beyond this are clipped where the ratio itself is regressed on."""
+
 Loss = Callable[..., Tensor]
 """(estimator, batch) -> scalar, with keyword-only options."""
 
@@ -31,7 +34,8 @@ class Batch:
         theta_alt: contrasts, (B, C, D).
         joint_log_ratio: log p(x, z | theta) - log p(x, z | theta_alt), (B, C).
         joint_score: at theta, (B, D).
-        score_scale: root mean square of the joint score on the training rows, (D,).
+        score_weight: w(theta) of the score term, (B,).
+        whitening: W of the score term, (D, D).
     """
 
     theta: Tensor
@@ -40,14 +44,15 @@ class Batch:
     theta_alt: Tensor | None = None
     joint_log_ratio: Tensor | None = None
     joint_score: Tensor | None = None
-    score_scale: Tensor | None = None
+    score_weight: Tensor | None = None
+    whitening: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.theta)
 
     def __getitem__(self, index: Any) -> "Batch":
         """Rows by index tensor or slice."""
-        return self._map(lambda name, value: value if name == "score_scale" else value[index])
+        return self._map(lambda name, value: value if name == "whitening" else value[index])
 
     def to(self, device: Any) -> "Batch":
         """The same on a device."""
@@ -58,11 +63,11 @@ class Batch:
         return replace(self, **{name: change(name, value) for name, value in pairs if value is not None})
 
 
-def needs(*columns: str) -> Callable[[Loss], Loss]:
-    """Say which columns of a `Batch` a loss reads beyond theta and x."""
+def needs(*columns: str, clips: bool = False) -> Callable[[Loss], Loss]:
+    """Say which columns of a `Batch` a loss reads beyond theta and x, and whether it clips joint ratios."""
 
     def mark(loss: Loss) -> Loss:
-        loss.needs = columns  # type: ignore[attr-defined]
+        loss.needs, loss.clips = columns, clips  # type: ignore[attr-defined]
         return loss
 
     return mark
@@ -90,31 +95,106 @@ def alice(estimator: Estimator, batch: Batch) -> Tensor:
 
 @needs("theta_alt", "joint_log_ratio", "joint_score")
 def alices(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
-    """`alice` plus alpha times the squared error of grad_theta f against the joint score, ().
+    """`alice` plus alpha times the error of grad_theta f against the joint score, ().
 
-    The score term is divided, parameter by parameter, by the root mean square of the joint score on the training
-    rows, so alpha has no unit. Stoye et al., arXiv:1808.00973, eq. 9.
+    The score term is the mean of w(theta) |W (grad_theta f - t)|^2 / D. W (D, D) whitens the joint score and w takes
+    out how its size changes with theta, both as measured on the training rows, so alpha has no unit and no corner of
+    theta dominates. Stoye et al., arXiv:1808.00973, eq. 9.
     """
-    theta = batch.theta.detach().requires_grad_()
-    with torch.enable_grad():
-        logits, value = _logits_and_value(estimator, batch, theta)
-        score = torch.autograd.grad(value.sum(), theta, create_graph=True)[0]
-    assert batch.joint_score is not None and batch.score_scale is not None  # `needs` says so
-    error = (score - batch.joint_score) / batch.score_scale
-    return _soft_cross_entropy(logits, batch) + alpha * (error**2).sum(-1).mean()
+    logits, error = _logits_and_score_error(estimator, batch)
+    return _soft_cross_entropy(logits, batch) + alpha * error
+
+
+@needs("theta_alt", "joint_score")
+def cascal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
+    """`carl` plus alpha times the score term of `alices`, (). Brehmer et al., arXiv:1805.00020, section III."""
+    logits, error = _logits_and_score_error(estimator, batch)
+    return softplus(-logits).mean() + alpha * error
+
+
+@needs("theta_alt", "joint_log_ratio", clips=True)
+def rolr(estimator: Estimator, batch: Batch) -> Tensor:
+    """Squared error of r_hat = exp(f(theta', x) - f(theta, x)) against the joint ratio r(x, z | theta', theta), ().
+
+    Mean of w (r_hat - r)^2 with w = (1 + r_hat)^-2 held constant in the gradient: it depends on theta, theta' and x
+    alone, so the minimum stays where it is, and ratios far above 1 do not drown the others. The row's own theta is in
+    the denominator only, so theta' needs no exchangeability, but a finite second moment of r: near contrasts. Joint
+    log ratios are clipped at `LARGEST_LOG_RATIO`, and `fit` flags how many were. Brehmer et al., arXiv:1805.00020,
+    section III.
+    """
+    return _ratio_error(_logits(estimator, batch), batch)
+
+
+@needs("theta_alt", "joint_log_ratio", "joint_score", clips=True)
+def rascal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
+    """`rolr` plus alpha times the score term of `alices`, (). Brehmer et al., arXiv:1805.00020, section III."""
+    logits, error = _logits_and_score_error(estimator, batch)
+    return _ratio_error(logits, batch) + alpha * error
+
+
+@needs("theta_alt")
+def nre(estimator: Estimator, batch: Batch) -> Tensor:
+    """Which of 1 + C thetas made x: minus the mean of log softmax(f(theta_k, x))_0, the row's own theta first, ().
+
+    Needs no gold; `carl` is the case C = 1. Durkan, Murray & Papamakarios, arXiv:2002.03712, section 3.
+    """
+    return -torch.log_softmax(_values(estimator, batch), 1)[:, 0].mean()
+
+
+@needs("theta_alt", "joint_log_ratio")
+def nre_gold(estimator: Estimator, batch: Batch) -> Tensor:
+    """`nre` with soft labels p(x, z | theta_k) / sum_j p(x, z | theta_j) from the joint ratios, ().
+
+    Given the set of thetas that is the probability that each of them made the row; `alice` is the case C = 1. As C
+    grows, this becomes the cross entropy of the posterior of theta. For the labels see `alice`.
+    """
+    assert batch.joint_log_ratio is not None  # `needs` says so
+    value = _values(estimator, batch)
+    joint = torch.cat([torch.zeros_like(batch.joint_log_ratio[:, :1]), (-batch.joint_log_ratio).clamp(max=1e4)], 1)
+    return -(torch.softmax(joint, 1) * torch.log_softmax(value, 1)).sum(1).mean()
+
+
+def _observe(estimator: Estimator, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """theta (B, k, D) -> f(theta, x), (B, k); x is looked at once."""
+    design = None if batch.design is None else batch.design[:, None]
+    return estimator.observe(batch.x[:, None], design)
+
+
+def _values(estimator: Estimator, batch: Batch) -> Tensor:
+    """f(theta, x) and f(theta_alt, x), (B, 1 + C), from one pass of the network."""
+    assert batch.theta_alt is not None  # `needs` says so
+    return _observe(estimator, batch)(torch.cat([batch.theta[:, None], batch.theta_alt], 1))
 
 
 def _logits(estimator: Estimator, batch: Batch) -> Tensor:
-    return _logits_and_value(estimator, batch, batch.theta)[0]
+    """f(theta, x) - f(theta_alt, x), (B, C)."""
+    value = _values(estimator, batch)
+    return value[:, :1] - value[:, 1:]
 
 
-def _logits_and_value(estimator: Estimator, batch: Batch, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """f(theta, x) - f(theta_alt, x), (B, C), and f(theta, x), (B,), from one pass of the network."""
+def _logits_and_score_error(estimator: Estimator, batch: Batch) -> tuple[Tensor, Tensor]:
+    """f(theta, x) - f(theta_alt, x), (B, C), and the score term, ()."""
     assert batch.theta_alt is not None  # `needs` says so
-    together = torch.cat([theta[:, None], batch.theta_alt], 1)
-    design = None if batch.design is None else batch.design[:, None]
-    value = estimator.log_likelihood(together, batch.x[:, None], design)
-    return value[:, :1] - value[:, 1:], value[:, 0]
+    theta = batch.theta.detach().requires_grad_()
+    with torch.enable_grad():
+        function = _observe(estimator, batch)
+        here = function(theta[:, None])
+        score = torch.autograd.grad(here.sum(), theta, create_graph=True)[0]
+    return here - function(batch.theta_alt), score_error(score, batch)
+
+
+def score_error(score: Tensor, batch: Batch) -> Tensor:
+    """Mean of w(theta) |W (score - t)|^2 / D over the batch, (); score (B, D)."""
+    assert batch.joint_score is not None and batch.whitening is not None and batch.score_weight is not None
+    error = (score - batch.joint_score) @ batch.whitening.T
+    return (batch.score_weight * (error**2).mean(-1)).mean()
+
+
+def _ratio_error(logits: Tensor, batch: Batch) -> Tensor:
+    assert batch.joint_log_ratio is not None  # `needs` says so
+    joint = (-batch.joint_log_ratio).clamp(max=LARGEST_LOG_RATIO)
+    scale = softplus(-logits).detach()
+    return ((torch.exp(-logits - scale) - torch.exp(joint - scale)) ** 2).mean()
 
 
 def _soft_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,6 @@
-"""The one place that scales: inputs of networks, in float64 before the cast to float32."""
+"""The one place that scales: inputs of networks, in float64 before the cast to float32, and the score term."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,3 +54,68 @@ class Scaler(nn.Module):
         tail = _BULK + torch.log1p((size - _BULK).clamp(min=0.0))
         unit = torch.where(size > _BULK, unit.sign() * tail, unit)
         return torch.where(self.used, unit, 0.0).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """The unit of the score term: w(theta) |W (grad_theta f - t)|^2 / D has mean 1 for f = 0.
+
+    W whitens the joint score t; w is one number for each cell of theta, 1 over the mean of |W t|^2 / D there. The
+    cells are the nearest of up to 128 rows, at least 20 rows to a cell on average. A row's own t has no part in the
+    mean that its own w is made from: where t is skewed, that would bias its conditional mean.
+
+    Attributes:
+        whitening: W, (D, D). Directions in which the score is always zero are left out.
+        centres: theta of the cells in standard units, (M, D).
+        units: shift and scale of the standard units, (2, D).
+        total: sum of |W t|^2 / D over the rows of a cell, (M,).
+        count: rows of a cell, (M,).
+        cell: the cell of each row it was measured on, (N,).
+        size: |W t|^2 / D of each row, (N,).
+    """
+
+    whitening: Tensor
+    centres: Tensor
+    units: Tensor
+    total: Tensor
+    count: Tensor
+    cell: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, theta: Tensor, score: Tensor) -> "ScoreScale":
+        """Measure it on rows theta (N, D) with joint score (N, D)."""
+        units = torch.stack([theta.mean(0), theta.std(0, correction=0).clamp(min=1e-300)])
+        unit = (theta - units[0]) / units[1]
+        centres = unit[torch.linspace(0, len(theta) - 1, max(1, min(128, len(theta) // 20))).long()]
+        cell = _nearest(unit, centres)
+        count = torch.bincount(cell, minlength=len(centres)).double()
+        weight = torch.ones_like(theta[:, 0])
+        for _ in range(2):
+            whitening = _whitening(weight.sqrt()[:, None] * score)
+            size = (score @ whitening.T).square().mean(1)
+            total = torch.zeros_like(count).index_add_(0, cell, size)
+            scale = cls(whitening, centres, units, total, count, cell, size)
+            weight = scale.weight(theta)
+        return scale
+
+    def weight(self, theta: Tensor, *, own: bool = False) -> Tensor:
+        """w at theta (N, D), (N,); `own` if these are the rows it was measured on, wherever their theta is now."""
+        cell = _nearest((theta - self.units[0]) / self.units[1], self.centres)
+        mine = (cell == self.cell).double() if own else torch.zeros_like(theta[:, 0])
+        total, count = self.total[cell] - mine * self.size if own else self.total[cell], self.count[cell] - mine
+        typical = (self.total / self.count.clamp(min=1)).median()  # a tenth of a row: no cell may come out as zero
+        return (count + 0.1) / (total + 0.1 * typical).clamp(min=1e-300)
+
+
+def _nearest(unit: Tensor, centres: Tensor) -> Tensor:
+    return torch.cat([torch.cdist(rows, centres).argmin(1) for rows in unit.split(8192)])
+
+
+def _whitening(score: Tensor) -> Tensor:
+    """C^(-1/2) of the second moment C (D, D), in units of each axis first, so that 1e-20 is no zero."""
+    unit = score.square().mean(0).sqrt()
+    unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+    values, vectors = torch.linalg.eigh((score / unit).T @ (score / unit) / len(score))
+    inverse = torch.where(values > 1e-9, values.clamp(min=1e-9).rsqrt(), 0.0)
+    return (vectors * inverse) @ vectors.T / unit

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sbi_core.errors import SbiWarning, TrainingError
 from sbi_core.estimators.batches import Source, check_rows, prepare
 from sbi_core.estimators.estimator import Estimator
-from sbi_core.estimators.losses import Batch, Loss
+from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss
 from sbi_core.gold_check import GoldCheck
 from sbi_core.seeding import fresh_seed, one_thread, seeded, torch_generator
 from sbi_core.simulations import Rows
@@ -124,7 +124,8 @@ def fit(
     batch_size = batch_size or min(max(len(rows) // 20, 128), 512)
     held_out = min(max(round(validation_fraction * len(rows)), 1), len(rows) - 1)
     source, gold = prepare(loss, rows, simulator, contrasts=contrasts, check=gold_check, seed=seed)
-    training, validation = source.part(order[held_out:]), source.part(order[:held_out])
+    training = source.part(order[held_out:])
+    validation = source.part(order[:held_out], training.score_scale)
 
     model = copy.deepcopy(estimator)
     if not model.trained:
@@ -141,6 +142,11 @@ def fit(
         history, best = _epochs(run, training, held, epochs, batch_size, patience or max(1, epochs // 5), progress)
     if history["epoch"][-1] < epochs:
         flags.append(f"training stopped early after {history['epoch'][-1]} of {epochs} epochs: held-out loss rose")
+    if training.clipped:
+        flags.append(
+            f"joint ratios above e^{LARGEST_LOG_RATIO:.0f} in {training.clipped} of {len(training)} rows were clipped, "
+            f"which biases {name}: draw contrasts near each row's theta, or use loss=alice"
+        )
     for flag in flags:
         warnings.warn(flag, SbiWarning, stacklevel=2)
     model.trained.fill_(True)

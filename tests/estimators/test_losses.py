@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from sbi_core import joint_log_ratio, joint_score, simulate
-from sbi_core.estimators import Batch, alice, alices, carl
+from sbi_core.estimators import Batch, alice, alices, carl, cascal, nre, nre_gold, rascal, rolr
 from sbi_core.estimators.batches import prepare
 from sbi_core.seeding import seeded
 from sbi_core.simulators import GaltonBoard, LinearGaussian
@@ -74,7 +74,14 @@ def truncated(prior, theta):
     return alt
 
 
-class Perturbed:
+class Observing:
+    """A function f(theta, x, design) with the two names that losses know."""
+
+    def observe(self, x, design=None):
+        return lambda theta: self.log_likelihood(theta, x, design)
+
+
+class Perturbed(Observing):
     """A multiple of the exact f, plus eps (B, 6) times six perturbations g(theta, x), row by row."""
 
     def __init__(self, world, eps, factor):
@@ -114,6 +121,14 @@ def log_ratio_as_label(estimator, batch):
     return (label * softplus(-logits) + (1 - label) * softplus(logits)).mean()
 
 
+def own_in_the_numerator(estimator, batch):
+    """rolr, but of p(x, z | theta) over p(x, z | theta')."""
+    value = estimator.log_likelihood(torch.cat([batch.theta[:, None], batch.theta_alt], 1), batch.x[:, None])
+    ratio = value[:, :1] - value[:, 1:]
+    scale = softplus(ratio).detach()
+    return ((torch.exp(ratio - scale) - torch.exp(batch.joint_log_ratio.clamp(max=30) - scale)) ** 2).mean()
+
+
 GOLD_FAULTS = {
     "ratio of the wrong sign": lambda batch: replace(batch, joint_log_ratio=-batch.joint_log_ratio),
     "ratio shuffled": lambda batch: replace(batch, joint_log_ratio=batch.joint_log_ratio.roll(1, 0)),
@@ -124,16 +139,24 @@ GOLD_FAULTS = {
 
 CONTRAST_FAULTS = {"fixed": fixed, "truncated": truncated, "independent": independent}
 
+EXCHANGE = ("fixed", "truncated")
+RATIO = ("ratio of the wrong sign", "ratio shuffled")
+SCORE = ("score times 0.9", "score at theta + 0.1")
+
+
+def faults(loss, names, **options):
+    return [(partial(loss, **options) if options else loss, name) for name in names]
+
+
 LOSSES = {
-    carl: [(carl, "fixed"), (carl, "truncated")],
-    alice: [
-        *((alice, fault) for fault in ("fixed", "truncated", "ratio of the wrong sign", "ratio shuffled")),
-        (log_ratio_as_label, "independent"),
-    ],
-    alices: [
-        *((partial(alices, alpha=0.01), fault) for fault in ("fixed", "truncated")),
-        *((partial(alices, alpha=1.0), fault) for fault in GOLD_FAULTS),
-    ],
+    carl: faults(carl, EXCHANGE),
+    nre: faults(nre, EXCHANGE),
+    alice: [*faults(alice, EXCHANGE + RATIO), (log_ratio_as_label, "independent")],
+    nre_gold: faults(nre_gold, EXCHANGE + RATIO),
+    rolr: [*faults(rolr, RATIO), (own_in_the_numerator, "independent")],
+    cascal: [*faults(cascal, EXCHANGE, alpha=0.01), *faults(cascal, SCORE, alpha=1.0)],
+    rascal: faults(rascal, RATIO + SCORE, alpha=1.0),
+    alices: [*faults(alices, EXCHANGE, alpha=0.01), *faults(alices, RATIO + SCORE, alpha=1.0)],
 }
 """A row for each loss: itself, and what must be seen to bias it."""
 
@@ -160,16 +183,24 @@ def test_the_exact_f_is_stationary_with_stored_contrasts_that_are_exchangeable(l
 @pytest.mark.parametrize(("loss", "fault"), [pair for pairs in LOSSES.values() for pair in pairs], ids=label)
 def test_what_biases_a_loss_is_seen(loss, fault):
     contrasts = CONTRAST_FAULTS.get(fault, independent)
-    read = alice if loss is log_ratio_as_label else loss
+    read = alice if loss in (log_ratio_as_label, own_in_the_numerator) else loss
     batch = batch_of(read, with_contrasts("gaussian", contrasts))
     assert significance(loss, "gaussian", GOLD_FAULTS.get(fault, lambda same: same)(batch)) > 4
+
+
+@pytest.mark.parametrize("contrasts", [fixed, truncated], ids=label)
+@pytest.mark.parametrize("loss", [rolr, partial(rascal, alpha=0.01)], ids=label)
+def test_a_regression_on_the_ratio_needs_no_exchangeable_contrasts(loss, contrasts):
+    """The same contrasts bias the classifiers, above."""
+    for name in ("board", "gaussian"):
+        assert significance(loss, name, batch_of(loss, with_contrasts(name, contrasts))) < 4
 
 
 def test_contrasts_cut_at_the_edge_of_the_prior_bias_carl_on_the_board():
     assert significance(carl, "board", batch_of(carl, with_contrasts("board", truncated))) > 4
 
 
-class Line(nn.Module):
+class Line(Observing, nn.Module):
     """f = slope theta_1 + 0 theta, with a weight."""
 
     def __init__(self, slope):
@@ -183,7 +214,7 @@ class Line(nn.Module):
 def small_batch(ratio=0.0):
     theta = torch.tensor([[1.0], [-1.0]]).double()
     ones = torch.ones(2, 1).double()
-    return Batch(theta, ones, None, -theta[:, None], ratio * ones, 2 * ones, ones[0])
+    return Batch(theta, ones, None, -theta[:, None], ratio * ones, 2 * ones, ones[:, 0], torch.eye(1).double())
 
 
 @pytest.mark.parametrize("slope", [-5e3, 0.0, 5e3])
@@ -209,6 +240,19 @@ def test_values_are_those_of_the_papers():
     assert torch.allclose(carl(line, batch), -chance.log().mean(), rtol=1e-12)
     assert torch.allclose(alice(line, batch), entropy, rtol=1e-7)
     assert torch.allclose(alices(line, batch, alpha=1.0), entropy + (0.7 - 2) ** 2, rtol=1e-7)
+    assert torch.allclose(cascal(line, batch, alpha=0.5), -chance.log().mean() + 0.5 * (0.7 - 2) ** 2, rtol=1e-7)
+    squared = (((-logit).exp() - torch.tensor(-0.3).exp()) / (1 + (-logit).exp())) ** 2
+    assert torch.allclose(rolr(line, batch), squared.mean(), rtol=1e-7)
+    assert torch.allclose(rascal(line, batch, alpha=0.5), squared.mean() + 0.5 * (0.7 - 2) ** 2, rtol=1e-7)
+
+
+def test_softmax_over_one_contrast_is_the_pairwise_loss():
+    batch = batch_of(alice, with_contrasts("gaussian", independent))[:500]
+    one = replace(batch, theta_alt=batch.theta_alt[:, :1], joint_log_ratio=batch.joint_log_ratio[:, :1])
+    world = WORLDS["gaussian"]
+    assert torch.allclose(nre(world, one), carl(world, one), rtol=1e-9)
+    assert torch.allclose(nre_gold(world, one), alice(world, one), rtol=1e-9)
+    assert not torch.allclose(nre(world, batch), carl(world, batch), rtol=0.1), "saboteur: with two it is not"
 
 
 def test_alpha_weighs_the_score_term():
@@ -227,7 +271,7 @@ def test_alpha_has_no_unit():
     batch = batch_of(alices, rows)[:500]
     unit = torch.tensor([1e3, 1e-6]).double()
 
-    class Rescaled:
+    class Rescaled(Observing):
         def log_likelihood(self, theta, x, design=None):
             return WORLDS["gaussian"].log_likelihood(theta / unit, x)
 
@@ -236,11 +280,11 @@ def test_alpha_has_no_unit():
         theta=batch.theta * unit,
         theta_alt=batch.theta_alt * unit,
         joint_score=batch.joint_score / unit,
-        score_scale=batch.score_scale / unit,
+        whitening=batch.whitening * unit,
     )
     same = alices(WORLDS["gaussian"], batch)
     assert torch.allclose(alices(Rescaled(), other), same, rtol=1e-9)
-    wrong = replace(other, score_scale=batch.score_scale)
+    wrong = replace(other, whitening=batch.whitening)
     assert not torch.allclose(alices(Rescaled(), wrong), same, rtol=0.1), "saboteur: the scale in the old units"
 
 
@@ -248,4 +292,4 @@ def test_rows_and_device_of_a_batch():
     batch = batch_of(alices, with_contrasts("gaussian", independent))
     part = batch[torch.tensor([3, 1])].to("cpu")
     assert len(part) == 2 and torch.equal(part.theta_alt[0], batch.theta_alt[3]) and part.design is None
-    assert torch.equal(part.score_scale, batch.score_scale), "one number a parameter, not a row"
+    assert torch.equal(part.whitening, batch.whitening), "one matrix, not one a row"

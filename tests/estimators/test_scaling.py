@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from measures import z_of_mean
 
 from sbi_core import Parameter, Simulations, simulate
 from sbi_core.estimators import RatioEstimator, carl, fit
-from sbi_core.estimators.scaling import Scaler
+from sbi_core.estimators.scaling import Scaler, ScoreScale
 from sbi_core.simulators import LinearGaussian
 
 SIGNAL = torch.from_numpy(np.random.default_rng(1).standard_normal((2000, 1)))
@@ -142,3 +143,47 @@ def test_held_out_rows_reach_neither_scaling_nor_weights():
     assert same(first, changed(held_out)) == set()
     inside = held_out.roll(1) & ~held_out
     assert {"theta_scaler.shift", "x_scaler.shift", "network.0.weight"} <= same(first, changed(inside)), "saboteur"
+
+
+# The unit of the score term
+
+
+def skewed(n=20_000, decades=1):
+    """theta (N, 2) and a joint score of mean zero whose size grows with theta_1, skewed and correlated."""
+    rng = np.random.default_rng(3)
+    theta = rng.uniform(-1, 1, (n, 2))
+    noise = rng.standard_exponential((n, 2)) - 1
+    score = 10 ** (decades / 2 * theta[:, :1]) * noise @ np.array([[1.0, 0.9], [0.0, 0.2]])
+    return torch.from_numpy(theta), torch.from_numpy(score)
+
+
+def test_the_score_term_is_one_for_silence_everywhere():
+    theta, score = skewed(decades=2)
+    scale = ScoreScale.of(theta, score)
+    size = scale.weight(theta) * (score @ scale.whitening.T).square().mean(1)
+    left, right = size[theta[:, 0] < 0], size[theta[:, 0] > 0]
+    assert abs(left.mean() - 1) < 0.1 and abs(right.mean() - 1) < 0.1
+    flat = (score @ scale.whitening.T).square().mean(1)
+    assert flat[theta[:, 0] > 0].mean() > 10 * flat[theta[:, 0] < 0].mean(), "saboteur: without weights"
+
+
+def test_weights_leave_the_mean_of_the_score_alone():
+    theta, score = (column[:, :1] for column in skewed(10_000, decades=0))
+    scale = ScoreScale.of(theta, score)
+    assert z_of_mean(scale.weight(theta, own=True)[:, None] * score @ scale.whitening) < 4
+    assert z_of_mean(scale.weight(theta)[:, None] * score @ scale.whitening) > 4, "saboteur: each row in its own weight"
+
+
+def test_the_unit_of_the_score_follows_the_units_of_theta():
+    theta, score = skewed(2000)
+    unit = torch.tensor([1e9, 1e-9]).double()
+    one, other = ScoreScale.of(theta, score), ScoreScale.of(theta * unit, score / unit)
+    assert torch.allclose(other.weight(theta * unit), one.weight(theta), rtol=1e-6)
+    assert torch.allclose(other.whitening / unit, one.whitening, rtol=1e-6)
+
+
+def test_a_parameter_without_a_score_is_left_out():
+    theta, score = skewed(2000)
+    score[:, 1] = 0.0
+    scale = ScoreScale.of(theta, score)
+    assert not scale.whitening[:, 1].any() and bool(torch.isfinite(scale.whitening).all())
