@@ -1,0 +1,272 @@
+"""Networks that read an observation: scaled x (N, *x_shape) -> (N, features). Theta and design join afterwards.
+
+By name from the declared shape, or a user's own module in one line:
+
+>>> embedding("cnn", (64, 64), features=16, symmetry="dihedral").features
+16
+>>> as_embedding(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 4)).features
+5
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbi_core.errors import InputError, nearest
+from sbi_core.estimators.networks import Attention, Moments, Sets, cnn, mlp, residual_mlp, resnet
+
+SYMMETRIES: dict[str, list[tuple[int, tuple[int, ...]]]] = {
+    "none": [(0, ())],
+    "flips": [(0, ()), (0, (-1,)), (0, (-2,)), (0, (-2, -1))],
+    "rotations": [(turns, ()) for turns in range(4)],
+    "dihedral": [(turns, axes) for turns in range(4) for axes in ((), (-1,))],
+    "reversal": [(0, ()), (0, (1,))],
+}
+"""Groups by name; an element is a number of quarter turns of the last two axes of x (N, ...), then axes to flip."""
+
+
+class Embedding(nn.Module):
+    """A network averaged over a group's copies of x, hence invariant under the group: (N, *x_shape) -> (N, features).
+
+    It costs one pass for each element: 4 for flips and rotations, 8 for dihedral, 2 for reversal.
+
+    Args:
+        network: maps x (N, *x_shape) to (N, F); a keyword `n_events` of its forward receives a tensor (N,).
+        x_shape: shape of one observation.
+        symmetry: a name in `SYMMETRIES`.
+
+    Attributes:
+        features: width F of the output.
+        takes_n_events: whether the network reads the number of events in each row.
+    """
+
+    def __init__(self, network: nn.Module, x_shape: tuple[int, ...], symmetry: str = "none") -> None:
+        super().__init__()
+        self.network = network
+        self.x_shape = x_shape
+        self.symmetry = symmetry
+        self.takes_n_events = "n_events" in inspect.signature(network.forward).parameters
+        self.features = _features(self)
+
+    def forward(self, x: Tensor, n_events: Tensor | None = None) -> Tensor:
+        """Scaled x (N, *x_shape), and events in each row (N,), `None` if all rows are full -> (N, features).
+
+        Raises:
+            InputError: if x or n_events has the wrong shape, type or range, or if the network does not read n_events.
+        """
+        if x.ndim == 0 or x.shape[1:] != self.x_shape:
+            raise InputError(f"x has shape {tuple(x.shape)}, expected (N, {', '.join(map(str, self.x_shape))}).")
+        group, rows, options = SYMMETRIES[self.symmetry], len(x), {}
+        if self.takes_n_events:
+            if n_events is None:
+                n_events = torch.full((rows,), self.x_shape[0], device=x.device)
+            else:
+                _check_count(n_events, rows, self.x_shape[0])
+            options["n_events"] = n_events.repeat(len(group))
+        elif n_events is not None:
+            name = type(self.network).__name__
+            raise InputError(f"n_events is given, and {name} does not read it. Use embedding('sets', x_shape).")
+        if len(group) > 1:
+            x = torch.cat([(torch.rot90(x, turns, (-2, -1)) if turns else x).flip(axes) for turns, axes in group])
+        seen: Tensor = self.network(x, **options)
+        return seen.unflatten(0, (len(group), rows)).mean(0) if len(group) > 1 else seen
+
+
+def as_embedding(module: nn.Module, x_shape: Sequence[int], *, symmetry: str = "none") -> Embedding:
+    """Wrap a user's own module, tried on two rows of zeros in evaluation mode; lazy layers find their widths.
+
+    Args:
+        module: maps scaled x (N, *x_shape), float32, to (N, F). If its forward has an argument `n_events`, it receives
+            the number of events in each row (N,); x_shape is then (n_max, ...).
+        x_shape: shape of one observation.
+        symmetry: average over a group of copies of x: "flips", "rotations", "dihedral" or "reversal".
+
+    Raises:
+        InputError: if the module fails on zeros, its output is not (N, F), or the group does not fit x_shape.
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"embedding is {type(module).__name__}, expected an nn.Module or a name in EMBEDDINGS.")
+    shape = _checked_shape(x_shape)
+    if isinstance(module, Embedding):
+        if module.x_shape != shape:
+            raise InputError(f"the embedding was built for x_shape = {module.x_shape}, and x has shape {shape}.")
+        return module
+    _check_symmetry(symmetry, shape, tuple(SYMMETRIES))
+    return Embedding(module, shape, symmetry)
+
+
+def embedding(
+    name: str, x_shape: Sequence[int], *, features: int = 32, symmetry: str | None = None, **options: Any
+) -> Embedding:
+    """Build an embedding from the shape of one observation.
+
+    | name | x_shape | options | symmetry |
+    |---|---|---|---|
+    | mlp, residual | any | hidden=(64, 64) | none |
+    | cnn | (H, W) or (C, H, W) | width=16 | none, flips, rotations, dihedral |
+    | resnet | (H, W) or (C, H, W) | width=32 | none, flips, rotations, dihedral |
+    | sets | (n_max, F) | width=64 | permutation |
+    | attention | (n_max, F) | width=64, heads=4, queries=4 | permutation |
+    | series | (T,) or (T, F) | width=32 | none, reversal |
+
+    Args:
+        name: a name in `EMBEDDINGS`.
+        x_shape: shape of one observation.
+        features: width of the output.
+        symmetry: what leaves the output as it is; by default the first of the list.
+        options: see the table.
+
+    Raises:
+        InputError: for an unknown name, option or symmetry, and for a shape that the network cannot read.
+    """
+    if name not in EMBEDDINGS:
+        raise InputError(f"unknown embedding {name!r}: {nearest(name, EMBEDDINGS)}")
+    recipe, shape = EMBEDDINGS[name], _checked_shape(x_shape)
+    if recipe.axes and len(shape) not in recipe.axes:
+        fitting = [other for other, known in EMBEDDINGS.items() if not known.axes or len(shape) in known.axes]
+        raise InputError(
+            f"embedding '{name}': x_shape = {shape}, expected {recipe.expects}. "
+            f"Reshape x in the simulator, or choose one of {', '.join(fitting)}."
+        )
+    symmetry = recipe.symmetries[0] if symmetry is None else symmetry
+    _check_symmetry(symmetry, shape, recipe.symmetries)
+    _check_options(name, recipe.build, {"features": features, **options})
+    network = recipe.build(shape, features, **options)
+    return Embedding(network, shape, "none" if symmetry == "permutation" else symmetry)
+
+
+def _mlp(x_shape: tuple[int, ...], features: int, *, hidden: Sequence[int] = (64, 64)) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), mlp(prod(x_shape), hidden, features))
+
+
+def _residual(x_shape: tuple[int, ...], features: int, *, hidden: Sequence[int] = (64, 64)) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), residual_mlp(prod(x_shape), hidden, features))
+
+
+def _cnn(x_shape: tuple[int, ...], features: int, *, width: int = 16) -> nn.Module:
+    return nn.Sequential(_one_channel(x_shape), cnn((1, *x_shape)[-3:], width, features))
+
+
+def _resnet(x_shape: tuple[int, ...], features: int, *, width: int = 32) -> nn.Module:
+    return nn.Sequential(_one_channel(x_shape), resnet((1, *x_shape)[-3:], width, features))
+
+
+def _series(x_shape: tuple[int, ...], features: int, *, width: int = 32) -> nn.Module:
+    return nn.Sequential(ChannelsFirst(), cnn((prod(x_shape[1:]), x_shape[0]), width, features))
+
+
+def _sets(x_shape: tuple[int, ...], features: int, *, width: int = 64) -> nn.Module:
+    return Sets(x_shape[0], x_shape[1], Moments(width), features)
+
+
+def _attention(
+    x_shape: tuple[int, ...], features: int, *, width: int = 64, heads: int = 4, queries: int = 4
+) -> nn.Module:
+    if width % heads:
+        raise InputError(f"embedding 'attention': width = {width} is no multiple of heads = {heads}.")
+    return Sets(x_shape[0], x_shape[1], Attention(width, heads, queries), features)
+
+
+def _one_channel(x_shape: tuple[int, ...]) -> nn.Module:
+    return nn.Unflatten(1, (1, x_shape[0])) if len(x_shape) == 2 else nn.Identity()
+
+
+class ChannelsFirst(nn.Module):
+    """A series, as convolutions want it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T) or (N, T, F) -> (N, F, T)."""
+        return x[:, None] if x.ndim == 2 else x.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build an embedding.
+
+    Attributes:
+        build: (x_shape, features, **options) -> network.
+        expects: the shapes of x that it reads, in words.
+        axes: how many axes they have; empty for any.
+        symmetries: names of the symmetries on offer, the default first.
+    """
+
+    build: Callable[..., nn.Module]
+    expects: str = "any shape"
+    axes: tuple[int, ...] = ()
+    symmetries: tuple[str, ...] = ("none",)
+
+
+_IMAGES = ("(H, W) or (C, H, W)", (2, 3), ("none", "flips", "rotations", "dihedral"))
+_EVENTS = ("(n_max, F)", (2,), ("permutation",))
+
+EMBEDDINGS: dict[str, Recipe] = {
+    "mlp": Recipe(_mlp),
+    "residual": Recipe(_residual),
+    "cnn": Recipe(_cnn, *_IMAGES),
+    "resnet": Recipe(_resnet, *_IMAGES),
+    "sets": Recipe(_sets, *_EVENTS),
+    "attention": Recipe(_attention, *_EVENTS),
+    "series": Recipe(_series, "(T,) or (T, F)", (1, 2), ("none", "reversal")),
+}
+
+
+def _features(wrapped: Embedding) -> int:
+    """Try the network on two rows of zeros, in evaluation mode, and return the width of its output."""
+    network, name = wrapped.network, type(wrapped.network).__name__
+    modes = [(part, part.training) for part in network.modules()]
+    place = next((p.device for p in [*network.parameters(), *network.buffers()]), None)
+    try:
+        with torch.no_grad():
+            network.eval()
+            seen = wrapped(torch.zeros(2, *wrapped.x_shape, device=place))
+    except Exception as error:
+        shape = (2, *wrapped.x_shape)
+        raise InputError(f"{name} fails on x of zeros {shape}, float32: {error}. Expected (N, F) from it.") from error
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    if not isinstance(seen, Tensor) or seen.ndim != 2 or len(seen) != 2 or not seen.shape[1]:
+        got = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+        raise InputError(f"{name} gives {got} for 2 rows, expected (2, F). End it with nn.Flatten() or nn.Linear.")
+    return seen.shape[1]
+
+
+def _checked_shape(x_shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(x_shape)
+    if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise InputError(f"x_shape = {shape}, expected one or more positive integers, such as (5,).")
+    return shape
+
+
+def _check_count(n_events: Tensor, rows: int, n_max: int) -> None:
+    if n_events.shape != (rows,) or n_events.is_floating_point() or n_events.dtype == torch.bool:
+        got = f"shape {tuple(n_events.shape)} and type {n_events.dtype}"
+        raise InputError(f"n_events has {got}, expected integers ({rows},), one to each row of x.")
+    if bool(((n_events < 0) | (n_events > n_max)).any()):
+        raise InputError(f"n_events runs from {n_events.min()} to {n_events.max()}, expected 0 to {n_max}.")
+
+
+def _check_symmetry(symmetry: str, shape: tuple[int, ...], allowed: tuple[str, ...]) -> None:
+    if symmetry not in allowed:
+        raise InputError(f"unknown symmetry {symmetry!r}: {nearest(symmetry, allowed)}")
+    if symmetry in ("flips", "rotations", "dihedral") and len(shape) < 2:
+        raise InputError(f"symmetry '{symmetry}' needs images, x_shape (H, W) or (C, H, W); got {shape}.")
+    if symmetry in ("rotations", "dihedral") and shape[-1] != shape[-2]:
+        raise InputError(f"symmetry '{symmetry}' needs square images; got {shape}. Crop them, or use 'flips'.")
+
+
+def _check_options(name: str, build: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+    known = {key: p.default for key, p in inspect.signature(build).parameters.items() if key != "x_shape"}
+    for key, value in options.items():
+        if key not in known:
+            raise InputError(f"embedding '{name}' has no option {key!r}: {nearest(key, known)}")
+        several = isinstance(known[key], tuple)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if isinstance(value, list | tuple) != several or not all(isinstance(n, int) and n > 0 for n in numbers):
+            expected = f"positive integers, such as {known[key]}" if several else "a positive integer"
+            raise InputError(f"embedding '{name}': {key} = {value!r}, expected {expected}.")
