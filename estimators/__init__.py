@@ -2,7 +2,8 @@
 
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.files import load_estimator
-from sbi_core.estimators.losses import Batch, alice, alices, carl, cascal, nre, nre_gold, rascal, rolr
+from sbi_core.estimators.likelihood import LikelihoodEstimator
+from sbi_core.estimators.losses import Batch, alice, alices, carl, cascal, nle, nre, nre_gold, rascal, rolr, scandal
 from sbi_core.estimators.ratio import RatioEstimator
 from sbi_core.estimators.training import Fit, fit
 
@@ -10,6 +11,7 @@ __all__ = [
     "Batch",
     "Estimator",
     "Fit",
+    "LikelihoodEstimator",
     "RatioEstimator",
     "alice",
     "alices",
@@ -17,8 +19,10 @@ __all__ = [
     "cascal",
     "fit",
     "load_estimator",
+    "nle",
     "nre",
     "nre_gold",
     "rascal",
     "rolr",
+    "scandal",
 ]

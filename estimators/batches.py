@@ -1,14 +1,13 @@
 """From rows to what losses read: contrasts, joint ratios and joint scores."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.errors import InputError, MissingGold
-from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss
+from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, function_of, name_of
 from sbi_core.estimators.scaling import ScoreScale
 from sbi_core.gold import joint_score, log_joint
 from sbi_core.gold_check import GoldCheck, check_gold
@@ -71,13 +70,15 @@ class Source:
         """All rows, with fresh contrasts; reads torch's global random state."""
         rows, theta, alt, log_ratio = self.rows, self.theta, self.rows.theta_alt, self.rows.joint_log_ratio
         score = rows.joint_score if "joint_score" in self.wanted else None
-        if "theta_alt" in self.wanted and (self.simulator is not None or alt is None):
+        if self.here is not None or ("theta_alt" in self.wanted and (self.simulator is not None or alt is None)):
             alt, log_ratio = self._draw(), None
-        if self.simulator is not None and "joint_log_ratio" in self.wanted:
-            assert alt is not None
+        if self.here is not None:
+            assert alt is not None and self.simulator is not None  # `prepare` made sure
             theta, alt, log_ratio = self._exchange(alt)
             if score is not None:
                 score = joint_score(self.simulator, rows, theta)
+        if "theta_alt" not in self.wanted:
+            alt, log_ratio = None, None
         if self.clips and log_ratio is not None:
             self.clipped = max(self.clipped, int((-log_ratio > LARGEST_LOG_RATIO).any(1).sum()))
         if score is None or self.score_scale is None:
@@ -143,7 +144,7 @@ def prepare(
     loss: Loss, rows: Simulations, simulator: Simulator | None, *, contrasts: int, check: bool, seed: int
 ) -> tuple[Source, GoldCheck | None]:
     """Find what the loss needs, or say by name what is missing; test gold before it is believed."""
-    function = loss.func if isinstance(loss, partial) else loss
+    function = function_of(loss)
     wanted: tuple[str, ...] = getattr(function, "needs", ("theta_alt",))
     live = simulator if simulator is not None and simulator.has_gold and rows.z is not None else None
     missing = [
@@ -151,7 +152,7 @@ def prepare(
         for column in wanted
         if column in ("joint_log_ratio", "joint_score") and getattr(rows, column) is None and live is None
     ]
-    name = getattr(function, "__name__", "this loss")
+    name = name_of(loss)
     if missing:
         if simulator is None:
             why, cure = "neither the simulations nor a simulator give it", "pass fit(simulator=...)"
@@ -169,7 +170,7 @@ def prepare(
         assert live is not None
         rows = replace(rows, joint_score=joint_score(live, rows))
     here = None
-    if live is not None and "joint_log_ratio" in wanted:
+    if live is not None and uses_gold:
         with torch.no_grad():
             here = log_joint(live, rows, rows.theta)
     clips = getattr(function, "clips", False)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +13,12 @@ from sbi_core.errors import InputError
 from sbi_core.estimators.scaling import Scaler
 from sbi_core.parameters import Parameter, names
 from sbi_core.simulations import Rows, Simulations
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Columns side by side: parts (*, W_k), whose leading axes broadcast, to (*, sum of W_k)."""
+    shape = np.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*shape, -1) for part in parts], -1)
 
 
 class Estimator(nn.Module, abc.ABC):
@@ -22,9 +29,13 @@ class Estimator(nn.Module, abc.ABC):
         x_shape: shape of one observation.
         designs: the K axes of the design (may be empty).
         categories: x is a class label below this number.
+
+    Attributes:
+        normalized: whether exp f integrates to one over x; class attribute.
     """
 
     trained: Tensor
+    normalized = False
 
     def __init__(
         self,
@@ -85,10 +96,23 @@ class Estimator(nn.Module, abc.ABC):
             raise InputError(f"design has shape {tuple(design.shape)}, expected {expected}.")
         return [self.theta_scaler(theta), self.design_scaler(design)]
 
+    def _adapt_conditions(self, rows: Simulations) -> None:
+        self.theta_scaler.adapt(rows.theta)
+        if rows.design is not None:
+            self.design_scaler.adapt(rows.design)
+
     def _check_x(self, x: Tensor) -> None:
         event = len(self.x_shape)
         if x.shape[x.ndim - event :] != self.x_shape or x.ndim < event:
             raise InputError(f"x has shape {tuple(x.shape)}, expected (*, {', '.join(map(str, self.x_shape))}).")
+
+    @staticmethod
+    def _labels(column: Tensor, count: int) -> Tensor:
+        """Whole numbers from 0 to count - 1 as indices."""
+        if bool(((column != column.round()) | (column < 0) | (column >= count)).any()):
+            first = column.flatten()[:5].tolist()
+            raise InputError(f"x holds values that are no label from 0 to {count - 1}: {first} ...")
+        return column.long()
 
     def save(self, folder: str | Path) -> Path:
         """Write weights (safetensors) and description (JSON) into a folder; `load_estimator` reads them back."""

@@ -8,6 +8,7 @@ The place of the other methods: one function here, one yaml in conf/loss/, one r
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,14 +64,31 @@ class Batch:
         return replace(self, **{name: change(name, value) for name, value in pairs if value is not None})
 
 
-def needs(*columns: str, clips: bool = False) -> Callable[[Loss], Loss]:
-    """Say which columns of a `Batch` a loss reads beyond theta and x, and whether it clips joint ratios."""
+def needs(*columns: str, clips: bool = False, density: bool = False) -> Callable[[Loss], Loss]:
+    """Say what a loss reads and wants.
+
+    Args:
+        columns: of a `Batch`, beyond theta and x.
+        clips: whether it clips joint ratios.
+        density: whether the estimator must be normalised in x.
+    """
 
     def mark(loss: Loss) -> Loss:
-        loss.needs, loss.clips = columns, clips  # type: ignore[attr-defined]
+        loss.needs, loss.clips, loss.density = columns, clips, density  # type: ignore[attr-defined]
         return loss
 
     return mark
+
+
+def function_of(loss: Loss) -> Loss:
+    """The function behind a `partial`."""
+    return loss.func if isinstance(loss, partial) else loss
+
+
+def name_of(loss: Loss) -> str:
+    """What messages and records call a loss."""
+    function = function_of(loss)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 @needs("theta_alt")
@@ -152,6 +170,25 @@ def nre_gold(estimator: Estimator, batch: Batch) -> Tensor:
     value = _values(estimator, batch)
     joint = torch.cat([torch.zeros_like(batch.joint_log_ratio[:, :1]), (-batch.joint_log_ratio).clamp(max=1e4)], 1)
     return -(torch.softmax(joint, 1) * torch.log_softmax(value, 1)).sum(1).mean()
+
+
+@needs(density=True)
+def nle(estimator: Estimator, batch: Batch) -> Tensor:
+    """Minus the mean of log q(x | theta), (): maximum likelihood for a head that is normalised in x.
+
+    Needs no gold. Papamakarios, Sterratt & Murray, arXiv:1805.07226, eq. 4.
+    """
+    return -estimator.log_likelihood(batch.theta, batch.x, batch.design).mean()
+
+
+@needs("joint_score", density=True)
+def scandal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
+    """`nle` plus alpha times the score term of `alices`, (). Brehmer et al., arXiv:1805.00020, section III."""
+    theta = batch.theta.detach().requires_grad_()
+    with torch.enable_grad():
+        value = estimator.log_likelihood(theta, batch.x, batch.design)
+        score = torch.autograd.grad(value.sum(), theta, create_graph=True)[0]
+    return -value.mean() + alpha * score_error(score, batch)
 
 
 def _observe(estimator: Estimator, batch: Batch) -> Callable[[Tensor], Tensor]:

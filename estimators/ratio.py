@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sbi_core.errors import InputError
-from sbi_core.estimators.estimator import Estimator
-from sbi_core.estimators.networks import mlp
+from sbi_core.estimators.estimator import Estimator, joined
+from sbi_core.estimators.networks import mlp, reset
 from sbi_core.estimators.scaling import Scaler
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import seeded
@@ -57,15 +55,11 @@ class RatioEstimator(Estimator):
 
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""
-        for layer in self.network:
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
+        reset(self.network)
 
     def adapt(self, rows: Simulations) -> list[str]:
         """Fit the scaling to training rows; return a flag for constant columns."""
-        self.theta_scaler.adapt(rows.theta)
-        if rows.design is not None:
-            self.design_scaler.adapt(rows.design)
+        self._adapt_conditions(rows)
         if self.x_scaler is None:
             return []
         self.x_scaler.adapt(rows.x.flatten(1))
@@ -77,20 +71,13 @@ class RatioEstimator(Estimator):
         self._check_x(x)
         flat = x.flatten(x.ndim - len(self.x_shape))
         if self.x_scaler is None:
-            label, count = flat[..., 0], self.categories or 0
-            if bool(((label != label.round()) | (label < 0) | (label >= count)).any()):
-                raise InputError(
-                    f"x holds values that are no label from 0 to {count - 1}: {label.flatten()[:5].tolist()} ..."
-                )
-            seen = one_hot(label.long(), count).to(torch.float32)
+            count = self.categories or 0
+            seen = one_hot(self._labels(flat[..., 0], count), count).to(torch.float32)
         else:
             seen = self.x_scaler(flat)
 
         def log_likelihood(theta: Tensor) -> Tensor:
-            inputs = [seen, *self._conditions(theta, design)]
-            shape = np.broadcast_shapes(*(part.shape[:-1] for part in inputs))
-            joined = torch.cat([part.expand(*shape, -1) for part in inputs], -1)
-            value: Tensor = self.network(joined)
+            value: Tensor = self.network(joined([seen, *self._conditions(theta, design)]))
             return value[..., 0]
 
         return log_likelihood

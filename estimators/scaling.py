@@ -26,6 +26,7 @@ class Scaler(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.width = width
         self.register_buffer("shift", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(width, dtype=torch.float64))
         self.register_buffer("used", torch.ones(width, dtype=torch.bool))
@@ -46,6 +47,20 @@ class Scaler(nn.Module):
     def constant(self) -> list[int]:
         """Columns without any spread."""
         return [int(k) for k in (~self.used).nonzero().flatten()]
+
+    def log_slope(self, values: Tensor) -> Tensor:
+        """log du/dv of every number, (*, W), float64; 0 in constant columns."""
+        size = ((values.to(torch.float64) - self.shift) / self.scale).abs()
+        slope = -torch.log(self.scale) - torch.log1p((size - _BULK).clamp(min=0.0))
+        return torch.where(self.used, slope, 0.0)
+
+    def inverse(self, unit: Tensor) -> Tensor:
+        """Values (*, W) of scaled ones, float64; constant columns get their constant."""
+        unit = unit.to(torch.float64)
+        size = unit.abs()
+        far = unit.sign() * (_BULK + torch.expm1((size - _BULK).clamp(min=0.0)))
+        values = self.shift + self.scale * torch.where(size > _BULK, far, unit)
+        return torch.where(self.used, values, self.shift)
 
     def forward(self, values: Tensor) -> Tensor:
         """Scale values (*, W) to float32 (*, W)."""

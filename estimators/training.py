@@ -5,7 +5,6 @@ import math
 import time
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from sbi_core.errors import SbiWarning, TrainingError
 from sbi_core.estimators.batches import Source, check_rows, prepare
 from sbi_core.estimators.estimator import Estimator
-from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss
+from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, function_of, name_of
 from sbi_core.gold_check import GoldCheck
 from sbi_core.seeding import fresh_seed, one_thread, seeded, torch_generator
 from sbi_core.simulations import Rows
@@ -117,7 +116,12 @@ def fit(
     seed = fresh_seed() if seed is None else seed
     _check_options(batch_size, validation_fraction, learning_rate, max_epochs, patience, contrasts)
     rows, flags = check_rows(data[:].reordered(estimator.axes, estimator.designs), invalid)
-    name = _name(loss)
+    name = name_of(loss)
+    if getattr(function_of(loss), "density", False) and not estimator.normalized:
+        raise TrainingError(
+            f"loss {name} needs a density of x, and {type(estimator).__name__} is not normalised: it would grow "
+            "without end. Use estimator=likelihood (LikelihoodEstimator), or loss=carl."
+        )
     root = SeedSequence(seed)
     for_split, for_weights, for_training, for_validation = root.spawn(4)
     order = torch.randperm(len(rows), generator=torch_generator(for_split))
@@ -259,11 +263,6 @@ def _worse(losses: Tensor, best: Tensor) -> bool:
     if len(difference) < 3:
         return bool(difference.mean() > 0)
     return bool(difference.mean() > WORSE * difference.std() / len(difference) ** 0.5)
-
-
-def _name(loss: Loss) -> str:
-    function = loss.func if isinstance(loss, partial) else loss
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _check_options(
