@@ -3,6 +3,7 @@
 Resumable: one row per cell (loss, simulations, seed) in galton_gold.csv; cells that are there are not run again.
 
     python benchmarks/galton_gold.py            # whatever is missing, then the table and the picture
+    python benchmarks/galton_gold.py --task posterior    # only these cells, beside another process with the others
     python benchmarks/galton_gold.py --table    # only the table and the picture
 
 Ratio cells: theta uniform in [-1, -0.4]; `error` is sum_x p(x | -0.6) (log r_hat - log r)^2 at theta = -0.8 against
@@ -87,12 +88,12 @@ def read() -> dict[tuple[str, str, int, int], dict[str, str]]:
         return {(r["task"], r["loss"], int(r["simulations"]), int(r["seed"])): r for r in csv.DictReader(file)}
 
 
-def run_missing() -> None:
-    """Run what is missing, appending a row after each cell."""
+def run_missing(only: str | None) -> None:
+    """Run what is missing, of one task or of both, appending a row after each cell."""
     done = read()
     versions = package_versions()
     for task, loss, simulations, seed in cells():
-        if (task, loss, simulations, seed) in done:
+        if (task, loss, simulations, seed) in done or only not in (None, task):
             continue
         started = time.perf_counter()
         error, grid = (ratio_cell if task == "ratio" else posterior_cell)(loss, simulations, seed)
@@ -166,8 +167,10 @@ def picture() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="do not run anything")
+    parser.add_argument("--task", choices=("ratio", "posterior"), help="run only these cells")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if not parser.parse_args().table:
-        run_missing()
+    if not arguments.table:
+        run_missing(arguments.task)
     print(table())
     picture()

@@ -81,10 +81,11 @@ class Source:
             alt, log_ratio = None, None
         if self.clips and log_ratio is not None:
             self.clipped = max(self.clipped, int((-log_ratio > LARGEST_LOG_RATIO).any(1).sum()))
+        batch = Batch(theta, rows.x, rows.design, alt, log_ratio, score)
         if score is None or self.score_scale is None:
-            return Batch(theta, rows.x, rows.design, alt, log_ratio)
-        weight, whitening = self.score_scale.weight(theta, own=self.own_scale), self.score_scale.whitening
-        return Batch(theta, rows.x, rows.design, alt, log_ratio, score, weight, whitening)
+            return batch
+        weight = self.score_scale.weight(theta, own=self.own_scale)
+        return replace(batch, score_weight=weight, whitening=self.score_scale.whitening)
 
     def _draw(self) -> Tensor:
         shape = torch.Size([len(self.rows), self.contrasts])
