@@ -3,7 +3,21 @@
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.files import load_estimator
 from sbi_core.estimators.likelihood import LikelihoodEstimator
-from sbi_core.estimators.losses import Batch, alice, alices, carl, cascal, nle, nre, nre_gold, rascal, rolr, scandal
+from sbi_core.estimators.losses import (
+    Batch,
+    alice,
+    alices,
+    carl,
+    cascal,
+    nle,
+    npe,
+    nre,
+    nre_gold,
+    rascal,
+    rolr,
+    scandal,
+)
+from sbi_core.estimators.posterior import PosteriorEstimator
 from sbi_core.estimators.ratio import RatioEstimator
 from sbi_core.estimators.training import Fit, fit
 
@@ -12,6 +26,7 @@ __all__ = [
     "Estimator",
     "Fit",
     "LikelihoodEstimator",
+    "PosteriorEstimator",
     "RatioEstimator",
     "alice",
     "alices",
@@ -20,6 +35,7 @@ __all__ = [
     "fit",
     "load_estimator",
     "nle",
+    "npe",
     "nre",
     "nre_gold",
     "rascal",

@@ -31,11 +31,11 @@ class Estimator(nn.Module, abc.ABC):
         categories: x is a class label below this number.
 
     Attributes:
-        normalized: whether exp f integrates to one over x; class attribute.
+        normalized: what the estimator is a density of, "x" or "theta"; empty for a ratio. Class attribute.
     """
 
     trained: Tensor
-    normalized = False
+    normalized = ""
 
     def __init__(
         self,
@@ -81,20 +81,24 @@ class Estimator(nn.Module, abc.ABC):
 
     def _conditions(self, theta: Tensor, design: Tensor | None) -> list[Tensor]:
         """Scaled theta (*, D) and design (*, K)."""
+        self._check_theta(theta)
+        self._check_design(design)
+        return [self.theta_scaler(theta), *([] if design is None else [self.design_scaler(design)])]
+
+    def _check_theta(self, theta: Tensor) -> None:
         dims = len(self.axes)
         if theta.shape[-1:] != (dims,):
             raise InputError(f"theta has shape {tuple(theta.shape)}, expected (*, {dims}) for {names(self.axes)}.")
+
+    def _check_design(self, design: Tensor | None) -> None:
         if (design is None) != (not self.designs):
             needed = (
                 f"needs a design with axes {names(self.designs)}" if self.designs else "was trained without designs"
             )
             raise InputError(f"{type(self).__name__} {needed}; design is {'missing' if design is None else 'given'}.")
-        if design is None:
-            return [self.theta_scaler(theta)]
-        if design.shape[-1:] != (len(self.designs),):
+        if design is not None and design.shape[-1:] != (len(self.designs),):
             expected = f"(*, {len(self.designs)}) for {names(self.designs)}"
             raise InputError(f"design has shape {tuple(design.shape)}, expected {expected}.")
-        return [self.theta_scaler(theta), self.design_scaler(design)]
 
     def _adapt_conditions(self, rows: Simulations) -> None:
         self.theta_scaler.adapt(rows.theta)

@@ -49,7 +49,7 @@ class LikelihoodEstimator(Estimator):
         torch.Size([100, 3, 2])
     """
 
-    normalized = True
+    normalized = "x"
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sbi_core.estimators.estimator import Estimator
+from sbi_core.estimators.posterior import PosteriorEstimator
 
 LARGEST_LOG_RATIO = 30.0
 """Joint log ratios beyond this are clipped where the ratio itself is regressed on."""
@@ -64,13 +65,13 @@ class Batch:
         return replace(self, **{name: change(name, value) for name, value in pairs if value is not None})
 
 
-def needs(*columns: str, clips: bool = False, density: bool = False) -> Callable[[Loss], Loss]:
+def needs(*columns: str, clips: bool = False, density: str = "") -> Callable[[Loss], Loss]:
     """Say what a loss reads and wants.
 
     Args:
         columns: of a `Batch`, beyond theta and x.
         clips: whether it clips joint ratios.
-        density: whether the estimator must be normalised in x.
+        density: what the estimator must be a normalised density of, "x" or "theta".
     """
 
     def mark(loss: Loss) -> Loss:
@@ -172,7 +173,7 @@ def nre_gold(estimator: Estimator, batch: Batch) -> Tensor:
     return -(torch.softmax(joint, 1) * torch.log_softmax(value, 1)).sum(1).mean()
 
 
-@needs(density=True)
+@needs(density="x")
 def nle(estimator: Estimator, batch: Batch) -> Tensor:
     """Minus the mean of log q(x | theta), (): maximum likelihood for a head that is normalised in x.
 
@@ -181,7 +182,7 @@ def nle(estimator: Estimator, batch: Batch) -> Tensor:
     return -estimator.log_likelihood(batch.theta, batch.x, batch.design).mean()
 
 
-@needs("joint_score", density=True)
+@needs("joint_score", density="x")
 def scandal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
     """`nle` plus alpha times the score term of `alices`, (). Brehmer et al., arXiv:1805.00020, section III."""
     theta = batch.theta.detach().requires_grad_()
@@ -189,6 +190,16 @@ def scandal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor
         value = estimator.log_likelihood(theta, batch.x, batch.design)
         score = torch.autograd.grad(value.sum(), theta, create_graph=True)[0]
     return -value.mean() + alpha * score_error(score, batch)
+
+
+@needs(density="theta")
+def npe(estimator: Estimator, batch: Batch) -> Tensor:
+    """Minus the mean of log q(theta | x), (): maximum likelihood for a head that is normalised in theta.
+
+    Needs no gold. Papamakarios & Murray, arXiv:1605.06376, eq. 5.
+    """
+    assert isinstance(estimator, PosteriorEstimator)  # `fit` made sure
+    return -estimator.log_posterior(batch.theta, batch.x, batch.design).mean()
 
 
 def _observe(estimator: Estimator, batch: Batch) -> Callable[[Tensor], Tensor]:

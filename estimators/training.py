@@ -117,10 +117,12 @@ def fit(
     _check_options(batch_size, validation_fraction, learning_rate, max_epochs, patience, contrasts)
     rows, flags = check_rows(data[:].reordered(estimator.axes, estimator.designs), invalid)
     name = name_of(loss)
-    if getattr(function_of(loss), "density", False) and not estimator.normalized:
+    wanted = getattr(function_of(loss), "density", "")
+    if wanted and wanted != estimator.normalized:
+        head = {"x": "likelihood", "theta": "posterior"}[wanted]
         raise TrainingError(
-            f"loss {name} needs a density of x, and {type(estimator).__name__} is not normalised: it would grow "
-            "without end. Use estimator=likelihood (LikelihoodEstimator), or loss=carl."
+            f"loss {name} needs a density of {wanted}, and {type(estimator).__name__} is none: nothing would bound it. "
+            f"Use estimator={head} ({head.capitalize()}Estimator), or another loss."
         )
     root = SeedSequence(seed)
     for_split, for_weights, for_training, for_validation = root.spawn(4)

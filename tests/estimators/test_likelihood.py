@@ -191,7 +191,7 @@ def test_what_is_no_label_is_refused(mixture):
 @pytest.mark.parametrize("loss", [nle, partial(scandal, alpha=0.5)])
 def test_a_ratio_cannot_be_trained_as_a_density(loss):
     data = simulate(WORLD, 100, seed=1, progress=False)
-    with pytest.raises(TrainingError, match="needs a density of x, and RatioEstimator is not normalised"):
+    with pytest.raises(TrainingError, match="needs a density of x, and RatioEstimator is none"):
         fit(RatioEstimator.from_data(data), loss, data, simulator=WORLD, seed=1, progress=False)
 
 
