@@ -160,6 +160,8 @@ def picture() -> None:
     axes.axhline(NOTHING, color="0.6", lw=1)
     axes.text(SIZES[0], NOTHING * 1.1, "saying nothing", color="0.4", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="simulations", ylabel=r"mean squared error of $\log r$")
+    axes.set_xticks(SIZES, [str(n) for n in SIZES])
+    axes.set_xticks([], minor=True)
     axes.legend(frameon=False, fontsize=8)
     plt.savefig(HERE / "galton_gold.png", dpi=160)
 
