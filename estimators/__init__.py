@@ -1,5 +1,6 @@
 """Estimators of log p(x | theta): heads, losses, and the one training loop."""
 
+from sbi_core.estimators.ensemble import Ensemble
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.files import load_estimator
 from sbi_core.estimators.likelihood import LikelihoodEstimator
@@ -23,6 +24,7 @@ from sbi_core.estimators.training import Fit, fit
 
 __all__ = [
     "Batch",
+    "Ensemble",
     "Estimator",
     "Fit",
     "LikelihoodEstimator",

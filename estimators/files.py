@@ -68,9 +68,14 @@ def load_estimator(folder: str | Path) -> Estimator:
 
 
 def _build(described: dict[str, Any]) -> Estimator:
-    known = {cls.__name__: cls for cls in Estimator.__subclasses__()}
+    known: dict[str, Any] = {cls.__name__: cls for cls in Estimator.__subclasses__()}
     if described["class"] not in known:
         raise InputError(f"unknown estimator class {described['class']!r}; known: {', '.join(sorted(known))}.")
+    if "members" in described:
+        members = [_build(member) for member in described["members"]]
+        for member in members:
+            member.trained.fill_(True)  # as their weights will say
+        return known[described["class"]](members)
     return known[described["class"]](
         [Parameter(**p) for p in described["parameters"]],
         described["x_shape"],
