@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from sbi_core.errors import InputError
 from sbi_core.estimators.scaling import Scaler
@@ -52,8 +53,10 @@ class Estimator(nn.Module, abc.ABC):
         self.categories = categories
         self.options: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
+        self.width = torch.Size(self.x_shape).numel()
         self.theta_scaler = Scaler(len(self.axes))
         self.design_scaler = Scaler(len(self.designs))
+        self.x_scaler = Scaler(self.width)
         self.register_buffer("trained", torch.tensor(False))
 
     @classmethod
@@ -67,9 +70,14 @@ class Estimator(nn.Module, abc.ABC):
     def observe(self, x: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Look at x (*, event) once and return the function theta (*, D) -> nats (*)."""
 
-    @abc.abstractmethod
     def adapt(self, rows: Simulations) -> list[str]:
-        """Fit the scaling to training rows; return what a reader should know about them."""
+        """Fit the scaling to training rows; return a flag for each constant column of x."""
+        self.theta_scaler.adapt(rows.theta)
+        if rows.design is not None:
+            self.design_scaler.adapt(rows.design)
+        self.x_scaler.adapt(rows.x.flatten(1))
+        constant = [] if self.categories else self.x_scaler.constant
+        return [f"x column {k} is constant in the training rows; it was left out" for k in constant]
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -100,10 +108,18 @@ class Estimator(nn.Module, abc.ABC):
             expected = f"(*, {len(self.designs)}) for {names(self.designs)}"
             raise InputError(f"design has shape {tuple(design.shape)}, expected {expected}.")
 
-    def _adapt_conditions(self, rows: Simulations) -> None:
-        self.theta_scaler.adapt(rows.theta)
-        if rows.design is not None:
-            self.design_scaler.adapt(rows.design)
+    def _columns(self, x: Tensor) -> Tensor:
+        """x (*, event) as columns (*, W)."""
+        self._check_x(x)
+        return x.flatten(x.ndim - len(self.x_shape))
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """What a network reads of x (*, event): a label one-hot (*, categories), numbers scaled (*, W), float32."""
+        if self.categories:
+            label = self._labels(self._columns(x)[..., 0], self.categories)
+            return one_hot(label, self.categories).to(torch.float32)
+        scaled: Tensor = self.x_scaler(self._columns(x))
+        return scaled
 
     def _check_x(self, x: Tensor) -> None:
         event = len(self.x_shape)

@@ -10,7 +10,6 @@ from sbi_core.errors import InputError
 from sbi_core.estimators.estimator import Estimator, joined
 from sbi_core.estimators.flows import ConditionalFlow
 from sbi_core.estimators.networks import mlp, reset
-from sbi_core.estimators.scaling import Scaler
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import seeded
 from sbi_core.simulations import Simulations
@@ -66,7 +65,7 @@ class LikelihoodEstimator(Estimator):
         left_out: Sequence[int] = (),
     ) -> None:
         super().__init__(parameters, x_shape, designs=designs, categories=categories)
-        width = torch.Size(self.x_shape).numel()
+        width = self.width
         classes = {0: categories} if categories else {int(k): int(n) for k, n in (labels or {}).items()}
         for column, count in classes.items():
             if not 0 <= column < width or count < 2:
@@ -80,14 +79,11 @@ class LikelihoodEstimator(Estimator):
             "left_out": list(left_out),
         }
         self.classes = classes
-        self.x_scaler = Scaler(width)
         self._build()
 
     def _build(self) -> None:
         inputs, networks = len(self.axes) + len(self.designs), []
-        self.numbers = [
-            k for k in range(self.x_scaler.width) if k not in self.classes and k not in self.options["left_out"]
-        ]
+        self.numbers = [k for k in range(self.width) if k not in self.classes and k not in self.options["left_out"]]
         with seeded(0):
             for count in self.classes.values():
                 networks.append(mlp(inputs, self.options["hidden"], count))
@@ -105,8 +101,7 @@ class LikelihoodEstimator(Estimator):
 
     def adapt(self, rows: Simulations) -> list[str]:
         """Fit the scaling to training rows; leave constant columns out, and return a flag for them."""
-        self._adapt_conditions(rows)
-        self.x_scaler.adapt(rows.x.flatten(1))
+        super().adapt(rows)
         constant = [k for k in self.x_scaler.constant if k not in self.classes]
         if constant != self.options["left_out"]:
             self.options["left_out"] = constant
@@ -117,8 +112,7 @@ class LikelihoodEstimator(Estimator):
 
     def observe(self, x: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Scale x (*, event) once and return the function theta (*, D) -> nats (*)."""
-        self._check_x(x)
-        flat = x.flatten(x.ndim - len(self.x_shape)) if self.x_shape else x[..., None]
+        flat = self._columns(x)
         labels = [self._labels(flat[..., column], count) for column, count in self.classes.items()]
         value = self.x_scaler(flat)[..., self.numbers]
         slope = self.x_scaler.log_slope(flat)[..., self.numbers].sum(-1)
@@ -147,7 +141,7 @@ class LikelihoodEstimator(Estimator):
         """
         given = joined(self._conditions(theta, design))
         context = given.reshape(-1, given.shape[-1]).repeat_interleave(n, 0)
-        unit = torch.zeros(len(context), self.x_scaler.width, dtype=torch.float64, device=context.device)
+        unit = torch.zeros(len(context), self.width, dtype=torch.float64, device=context.device)
         drawn = {}
         for network, (column, count) in zip(self.softmaxes, self.classes.items(), strict=True):
             label = torch.multinomial(torch.softmax(network(context), -1), 1)[:, 0]

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
-from torch.nn.functional import one_hot
 
 from sbi_core.errors import InputError
 from sbi_core.estimators.estimator import Estimator, joined
@@ -67,11 +66,9 @@ class PosteriorEstimator(Estimator):
             raise InputError(f"parameters {whole} are whole numbers, and a flow has no such. Use a RatioEstimator.")
         self.options = {"proposal": None, "flow": flow, "transforms": transforms, "flow_hidden": flow_hidden}
         self._set_proposal(restore(proposal) if isinstance(proposal, Mapping) else proposal)
-        flat = torch.Size(self.x_shape).numel()
-        self.x_scaler = None if categories else Scaler(flat)
         self.unbounded_scaler = Scaler(len(self.axes))
         with seeded(0):
-            columns = (categories or flat) + len(self.designs)
+            columns = (categories or self.width) + len(self.designs)
             self.flow = ConditionalFlow(len(self.axes), columns, kind=flow, transforms=transforms, hidden=flow_hidden)
 
     @classmethod
@@ -95,13 +92,8 @@ class PosteriorEstimator(Estimator):
     def adapt(self, rows: Simulations) -> list[str]:
         """Fit the scaling to training rows; return a flag for constant columns."""
         self._check_proposal(rows.info)
-        self._adapt_conditions(rows)
         self.unbounded_scaler.adapt(self._unbounded(rows.theta))
-        if self.x_scaler is None:
-            return []
-        self.x_scaler.adapt(rows.x.flatten(1))
-        constant = self.x_scaler.constant
-        return [f"x column {k} is constant in the training rows; it was left out" for k in constant]
+        return super().adapt(rows)
 
     def _check_proposal(self, info: Info) -> None:
         known, own = describe(info.proposal), self.options["proposal"]
@@ -165,13 +157,7 @@ class PosteriorEstimator(Estimator):
 
     def _context(self, x: Tensor, design: Tensor | None) -> Tensor:
         """Scaled x and design side by side, (*, C)."""
-        self._check_x(x)
-        flat = x.flatten(x.ndim - len(self.x_shape))
-        if self.x_scaler is None:
-            count = self.categories or 0
-            seen = one_hot(self._labels(flat[..., 0], count), count).to(torch.float32)
-        else:
-            seen = self.x_scaler(flat)
+        seen = self._seen(x)
         self._check_design(design)
         return seen if design is None else joined([seen, self.design_scaler(design)])
 

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from sbi_core.estimators.estimator import Estimator, joined
 from sbi_core.estimators.networks import mlp, reset
-from sbi_core.estimators.scaling import Scaler
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import seeded
-from sbi_core.simulations import Simulations
 
 
 class RatioEstimator(Estimator):
@@ -47,9 +43,7 @@ class RatioEstimator(Estimator):
     ) -> None:
         super().__init__(parameters, x_shape, designs=designs, categories=categories)
         self.options = {"hidden": list(hidden)}
-        flat = torch.Size(self.x_shape).numel()
-        self.x_scaler = None if categories else Scaler(flat)
-        width = (categories or flat) + len(self.axes) + len(self.designs)
+        width = (categories or self.width) + len(self.axes) + len(self.designs)
         with seeded(0):
             self.network = mlp(width, hidden, 1)
 
@@ -57,24 +51,9 @@ class RatioEstimator(Estimator):
         """Draw new initial weights from torch's global random state."""
         reset(self.network)
 
-    def adapt(self, rows: Simulations) -> list[str]:
-        """Fit the scaling to training rows; return a flag for constant columns."""
-        self._adapt_conditions(rows)
-        if self.x_scaler is None:
-            return []
-        self.x_scaler.adapt(rows.x.flatten(1))
-        constant = self.x_scaler.constant
-        return [f"x column {k} is constant in the training rows; it was left out" for k in constant]
-
     def observe(self, x: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Scale x (*, event) once and return the function theta (*, D) -> nats (*)."""
-        self._check_x(x)
-        flat = x.flatten(x.ndim - len(self.x_shape))
-        if self.x_scaler is None:
-            count = self.categories or 0
-            seen = one_hot(self._labels(flat[..., 0], count), count).to(torch.float32)
-        else:
-            seen = self.x_scaler(flat)
+        seen = self._seen(x)
 
         def log_likelihood(theta: Tensor) -> Tensor:
             value: Tensor = self.network(joined([seen, *self._conditions(theta, design)]))

@@ -26,7 +26,6 @@ class Scaler(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
         self.register_buffer("shift", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(width, dtype=torch.float64))
         self.register_buffer("used", torch.ones(width, dtype=torch.bool))

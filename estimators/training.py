@@ -117,13 +117,7 @@ def fit(
     _check_options(batch_size, validation_fraction, learning_rate, max_epochs, patience, contrasts)
     rows, flags = check_rows(data[:].reordered(estimator.axes, estimator.designs), invalid)
     name = name_of(loss)
-    wanted = getattr(function_of(loss), "density", "")
-    if wanted and wanted != estimator.normalized:
-        head = {"x": "likelihood", "theta": "posterior"}[wanted]
-        raise TrainingError(
-            f"loss {name} needs a density of {wanted}, and {type(estimator).__name__} is none: nothing would bound it. "
-            f"Use estimator={head} ({head.capitalize()}Estimator), or another loss."
-        )
+    check_head(loss, type(estimator))
     root = SeedSequence(seed)
     for_split, for_weights, for_training, for_validation = root.spawn(4)
     order = torch.randperm(len(rows), generator=torch_generator(for_split))
@@ -176,6 +170,17 @@ def fit(
         time.perf_counter() - started,
         (len(training), len(validation)),
     )
+
+
+def check_head(loss: Loss, head: type[Estimator]) -> None:
+    """Raise `TrainingError` if a loss needs a density that a class of estimators is not."""
+    wanted = getattr(function_of(loss), "density", "")
+    if wanted and wanted != head.normalized:
+        name = {"x": "likelihood", "theta": "posterior"}[wanted]
+        raise TrainingError(
+            f"loss {name_of(loss)} needs a density of {wanted}, and {head.__name__} is none: nothing would bound it. "
+            f"Use estimator={name} ({name.capitalize()}Estimator), or another loss."
+        )
 
 
 class _Run:

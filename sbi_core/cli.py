@@ -21,7 +21,9 @@ import sbi_core.estimators
 from sbi_core.arguments import CONFIG, command_line, read_arguments
 from sbi_core.conf.registry import build
 from sbi_core.errors import InputError, SbiError, SbiWarning, nearest
+from sbi_core.estimators import Estimator
 from sbi_core.estimators.batches import MIN_ROWS
+from sbi_core.estimators.training import check_head
 from sbi_core.inference.grid import COARSE
 from sbi_core.observation import check_event, read_observation
 from sbi_core.priors import check_prior
@@ -109,6 +111,9 @@ def prepare(config: DictConfig, folder: Path | None, given: Collection[str]) -> 
         if plain.get(group) and _may_build(plain[group], group, strange, needed=not trained):
             built[group] = build(plain[group], group)
     if not trained:
+        head = getattr(getattr(built.get("estimator"), "func", None), "__self__", None)  # of its `from_data`
+        if isinstance(head, type) and issubclass(head, Estimator) and "loss" in built:
+            check_head(built["loss"], head)
         _check_source(plain, built)
     seed = plain["seed"] if plain["seed"] is not None else (record or {}).get("seed", fresh_seed())
     return Job(

@@ -180,6 +180,8 @@ def test_contradictions_saboteur() -> None:
         (["data=missing.npz"], "no file 'missing.npz'"),
         (["device=tpux"], "device"),
         (["loss=null"], "loss"),
+        (["loss=nle"], "needs a density of x, and RatioEstimator is none"),
+        (["loss=npe", "estimator=likelihood", "data=missing.npz"], "needs a density of theta"),
         (["--config-dir=missing"], "no folder 'missing'"),
         (["simulator=linear_gaussian", "simulator.dim=3", "x_obs=[1,2,3]"], "3 parameters"),
         (["simulator._target_=os.system"], "_target_ = os.system is refused: expected a subclass of Simulator"),

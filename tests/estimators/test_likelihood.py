@@ -81,11 +81,12 @@ def test_numbers_integrate_to_one_in_their_own_unit(flow):
 
 
 def test_labels_and_numbers_are_learned_together(mixture):
+    """Over eight seeds of rows and training the excess was 0.0105 nats with a standard deviation of 0.0034."""
     test = mixed(4000, seed=2)
     gap, error = excess(mixture, test, exact_mixed(test.theta, test.x))
-    assert -4 * error < gap < 0.05
+    assert -4 * error < gap < 0.025
     wrong, _ = excess(mixture, test, exact_mixed(test.theta, test.x * torch.tensor([0, 1, 1])))
-    assert not -4 * error < wrong < 0.05, "saboteur: labels ignored"
+    assert not -4 * error < wrong < 0.025, "saboteur: labels ignored"
 
 
 def test_samples_follow_the_density(mixture):
@@ -103,14 +104,15 @@ def test_samples_follow_the_density(mixture):
 
 
 def test_absolute_values_are_those_of_the_exact_density():
+    """Over eight seeds the excess of nle was 0.0014 nats, that of scandal 0.0004, each with a deviation of 0.0011."""
     data = simulate(LinearGaussian(1), 2000, seed=1, progress=False)
     test = simulate(LinearGaussian(1), 4000, seed=2, progress=False)
     exact = -((test.x - test.theta)[:, 0] ** 2) / 10 - 0.5 * math.log(2 * math.pi * 5)
     for loss, world in ((nle, None), (scandal, LinearGaussian(1))):
         gap, error = excess(trained(data, loss, world, flow="maf").estimator, test, exact)
-        assert -4 * error < gap < 0.02
+        assert -4 * error < gap < 0.006
     wrong, error = excess(trained(data, partial(scandal, alpha=30.0), Steep(1)).estimator, test, exact)
-    assert not -4 * error < wrong < 0.02, "saboteur: a score three times too large"
+    assert not -4 * error < wrong < 0.006, "saboteur: a score three times too large"
 
 
 class Steep(LinearGaussian):
