@@ -17,7 +17,7 @@ from sbi_core import (
     joint_score,
     simulate,
 )
-from sbi_core.estimators import RatioEstimator, alice, alices, carl, fit
+from sbi_core.estimators import RatioEstimator, alice, alices, carl, fit, rascal, rolr
 from sbi_core.estimators.batches import prepare
 from sbi_core.seeding import seeded
 from sbi_core.simulators import LinearGaussian
@@ -169,3 +169,16 @@ def test_theta_without_spread(columns):
     data = Simulations.from_arrays(theta, rows().x, parameters=WORLD.parameters)
     with pytest.raises(InputError, match=rf"theta column {columns[0]} \('theta_{columns[0] + 1}'\) is constant at 0.5"):
         quick(data, carl)
+
+
+@pytest.mark.parametrize("loss", [rolr, rascal])
+def test_clipped_ratios_are_counted_and_said(loss):
+    """Stored joint ratios of e^300 in five rows; where they are made afresh, the exchange keeps them small."""
+    data = with_gold(rows())
+    far = replace(data, joint_log_ratio=data.joint_log_ratio.index_fill(0, torch.arange(5), -300.0))
+    with pytest.warns(UserWarning, match=r"joint ratios above e\^30 in [345] of 270 rows were clipped"):
+        run = quick(far, loss, simulator=None, gold_check=False)
+    assert np.isfinite(run.history["validation"]).all() and any("clipped" in flag for flag in run.flags)
+    for clean in (data, rows()):
+        assert not quick(clean, loss, simulator=WORLD, gold_check=False).flags
+    assert not quick(far, alice, simulator=None, gold_check=False).flags, "alice clips nothing"

@@ -60,12 +60,16 @@ def total_variation(estimator, x, at):
 
 @pytest.mark.parametrize("x", [-0.2, 0.5, 1.1])
 def test_the_posterior_at_an_edge_is_the_exact_one(edge, x):
-    assert total_variation(edge, x, x) < 0.1
-    assert not total_variation(edge, x, x + 0.3) < 0.1, "saboteur: another observation"
+    """Over eight seeds of rows and training the total variation was 0.055 with a standard deviation of 0.014."""
+    assert total_variation(edge, x, x) < 0.055 + 4 * 0.014
+    assert not total_variation(edge, x, x + 0.3) < 0.055 + 4 * 0.014, "saboteur: another observation"
 
 
 def test_mean_and_covariance_of_draws_are_the_exact_ones(gaussian):
-    """theta ~ N(0, P), x ~ N(theta, S): mean P / (P + S) x, variance P S / (P + S)."""
+    """theta ~ N(0, P), x ~ N(theta, S): mean P / (P + S) x, variance P S / (P + S).
+
+    Over eight seeds the largest error of four means was 0.05 sd, up to 0.12, of four widths 5%, up to 8%.
+    """
     prior, noise = float(WORLD.prior.variance[0]), 5.0
     x = torch.tensor([[1.0, -2.0], [0.0, 3.0]]).double()
     with seeded(1):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,16 @@ def test_gold_passes():
     assert sum(test.passed is None for test in report.rows) < len(report.rows) / 4
     with pytest.raises(GoldError):
         check_gold(WrongSign(), rows).raise_if_failed()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_without_a_bound_raise_no_false_alarm(seed):
+    """Over the whole prior the score grows like 1 / theta_3^2: its finite difference is only as good as its step."""
+    rows = simulate(WORLD, 10_000, seed=seed, progress=False)
+    assert check_gold(WORLD, rows).passed
+    wrong = replace(rows, joint_score=1.0001 * joint_score(WORLD, rows))
+    tests = check_gold(WORLD, wrong).rows
+    assert any(t.passed is False for t in tests if "finite difference" in t.name), "saboteur: a score off by 1e-4"
 
 
 def test_empty_latents_are_stored(tmp_path):
