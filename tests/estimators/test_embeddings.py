@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from embedding_toys import Careless, invariant
 
 from sbi_core.errors import InputError
 from sbi_core.estimators.embeddings import EMBEDDINGS, as_embedding, embedding
@@ -121,18 +121,6 @@ def padded(x, n_events, value):
     return torch.where(absent[..., None], value, x)
 
 
-class Careless(nn.Module):
-    """Reads n_events, and the padding too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 6)
-
-    def forward(self, x, n_events):
-        present = torch.arange(x.shape[1]) < n_events[:, None]
-        return (self.layer(x) * present[..., None]).sum(1)
-
-
 def ignores_padding(network, x, n_events) -> bool:
     clean = network(x, n_events)
     return all(
@@ -197,10 +185,6 @@ COPIES = {
 }
 
 
-def invariant(network, x, copy) -> bool:
-    return torch.allclose(network(copy(x)), network(x), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("name", "symmetry"),
     [(name, group) for name, recipe in EMBEDDINGS.items() for group in recipe.symmetries if group in COPIES],
@@ -225,92 +209,6 @@ def test_series_of_one_number_a_step() -> None:
     network = embedding("series", (30,), symmetry="reversal").double()
     x = torch.randn(3, 30).double()
     assert invariant(network, x, lambda x: x.flip(1)) and not invariant(network, x, lambda x: x.roll(1, 1))
-
-
-class Read(nn.Module):
-    """A linear head on an embedding."""
-
-    def __init__(self, network, outputs) -> None:
-        super().__init__()
-        self.network, self.head = network, nn.Linear(network.features, outputs)
-
-    def forward(self, x, n_events):
-        return self.head(self.network(x, n_events))
-
-
-def unexplained(network, draw, steps):
-    """Share of the variance of the targets that a trained network leaves; `draw(rows)` gives x, n_events, target."""
-    torch.manual_seed(0)
-    reset(network)
-    head = Read(network, draw(2)[2].shape[1])
-    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        x, n_events, target = draw(64)
-        loss = (head(x, n_events) - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        x, n_events, target = draw(2000)
-        return float((head(x, n_events) - target).square().mean() / target.var(0).mean())
-
-
-def sums(rows, reads_count=True):
-    """Up to 6 events, the sum of g over them with g nonlinear; padding that looks like events."""
-    x, n_events = torch.randn(rows, 6, 2), torch.randint(0, 7, (rows,))
-    g = torch.sin(2 * x[..., 0]) * x[..., 1] + x[..., 0] ** 2
-    target = (g * (torch.arange(6) < n_events[:, None])).sum(1, keepdim=True)
-    return x, n_events if reads_count else None, (target - 3) / 3
-
-
-@by_set
-def test_learns_a_sum_over_events(name) -> None:
-    assert unexplained(embedding(name, (6, 2), width=32), sums, 200) < 0.2
-
-
-def test_learns_a_sum_saboteur() -> None:
-    assert unexplained(embedding("sets", (6, 2), width=32), lambda rows: sums(rows, reads_count=False), 200) > 0.2
-
-
-def choice(rows):
-    """The second number of that event whose first number is largest."""
-    x, n_events = torch.randn(rows, 6, 2), torch.randint(1, 7, (rows,))
-    first = torch.where(torch.arange(6) < n_events[:, None], x[..., 0], -torch.inf)
-    return x, n_events, x[torch.arange(rows), first.argmax(1), 1:]
-
-
-def test_attention_learns_to_choose_and_a_mean_does_not() -> None:
-    assert unexplained(embedding("attention", (6, 2), width=32), choice, 200) < 0.1
-    assert unexplained(embedding("sets", (6, 2), width=32), choice, 200) > 0.1
-
-
-def blobs(rows):
-    """Images of a blob in noise; its position and brightness."""
-    place, light, axis = 4 + 8 * torch.rand(rows, 2), 0.5 + torch.rand(rows, 1), torch.arange(16)
-    distance = (axis[:, None] - place[:, :1, None]) ** 2 + (axis - place[:, 1:, None]) ** 2
-    x = light[..., None] * torch.exp(-distance / 5) + 0.05 * torch.randn(rows, 16, 16)
-    return x, None, torch.cat([(place - 8) / 2.3, (light - 1) / 0.29], 1)
-
-
-def left_by_a_line():
-    torch.manual_seed(0)
-    (x, _, y), (test, _, truth) = blobs(8000), blobs(2000)
-    weights = torch.linalg.lstsq(nn.functional.pad(x.flatten(1), (0, 1), value=1.0), y).solution
-    error = nn.functional.pad(test.flatten(1), (0, 1), value=1.0) @ weights - truth
-    return float(error.square().mean() / truth.var(0).mean())
-
-
-@pytest.mark.parametrize("name", ["cnn", "resnet"])
-def test_learns_where_a_blob_is_and_how_bright(name) -> None:
-    network = embedding(name, (16, 16), width=8)
-    assert unexplained(network, blobs, 150) < left_by_a_line() / 2
-
-
-def test_blob_saboteur() -> None:
-    """Averaged over flips, the network cannot know on which side the blob is."""
-    assert unexplained(embedding("cnn", (16, 16), width=8, symmetry="flips"), blobs, 60) > left_by_a_line() / 2
 
 
 @pytest.mark.parametrize(
@@ -361,69 +259,3 @@ def test_what_cannot_be_read(name, x, n_events, message) -> None:
     shape, sizes = SMALL[name]
     with pytest.raises(InputError, match=message):
         embedding(name, shape, **sizes)(torch.zeros(x), None if n_events is None else torch.tensor(n_events))
-
-
-def test_own_module_in_one_line() -> None:
-    module = nn.Sequential(nn.LazyConv1d(4, 2), nn.BatchNorm1d(4), nn.Dropout(), nn.Flatten(), nn.LazyLinear(7))
-    module[1].eval()
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    wrapped = as_embedding(module, (3, 5))
-    assert wrapped.features == 7 and not wrapped.takes_n_events and wrapped.network is module
-    assert module.training and module[2].training and not module[1].training
-    assert module[1].running_mean.abs().sum() == 0 and module[1].num_batches_tracked == 0
-    assert wrapped(torch.randn(4, 3, 5)).shape == (4, 7)
-    assert as_embedding(wrapped, (3, 5)) is wrapped
-    with pytest.raises(InputError, match=r"built for x_shape = \(3, 5\), and x has shape \(5, 3\)"):
-        as_embedding(wrapped, (5, 3))
-    wrapped = as_embedding(nn.Flatten(), (3, 5))
-    torch.manual_seed(0)
-    as_embedding(nn.Sequential(nn.Dropout(), nn.Flatten()), (3, 5))
-    assert wrapped.features == 15 and torch.equal(torch.get_rng_state(), state)
-
-
-def test_own_module_may_read_n_events_and_have_a_symmetry() -> None:
-    wrapped = as_embedding(Careless(), [5, 3])
-    assert wrapped.takes_n_events and wrapped.features == 6
-    x = torch.randn(2, 5, 3)
-    assert torch.equal(wrapped(x), wrapped(x, torch.tensor([5, 5])))
-    backwards = as_embedding(Careless(), (5, 3), symmetry="reversal")
-    n_events = torch.tensor([2, 5])
-    torch.testing.assert_close(
-        backwards(x, n_events), (backwards.network(x, n_events) + backwards.network(x.flip(1), n_events)) / 2
-    )
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
-    turned = as_embedding(module, (8, 8), symmetry="rotations").double()
-    x = torch.randn(2, 8, 8).double()
-    assert invariant(turned, x, lambda x: x.rot90(1, (-2, -1))) and not invariant(turned, x, lambda x: x.flip(-1))
-
-
-class Answers(nn.Module):
-    def __init__(self, answer) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, x):
-        return self.answer(x)
-
-
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (nn.Linear(4, 2), r"Linear fails on x of zeros \(2, 3\), float32: mat1 and mat2"),
-        (nn.Identity, r"embedding is type, expected an nn.Module or a name"),
-        (Answers(lambda x: x[:, 0]), r"Answers gives \(2,\) for 2 rows, expected \(2, F\)"),
-        (Answers(lambda x: x[None]), r"Answers gives \(1, 2, 3\)"),
-        (Answers(lambda x: x.mean(0, keepdim=True)), r"Answers gives \(1, 3\)"),
-        (Answers(lambda x: (x, x)), r"Answers gives tuple"),
-    ],
-)
-def test_own_module_that_does_not_fit(module, message) -> None:
-    with pytest.raises(InputError, match=message):
-        as_embedding(module, (3,))
-
-
-@pytest.mark.parametrize("symmetry", ["flips", "rotations", "permutation"])
-def test_own_module_refuses_a_group_that_does_not_fit(symmetry) -> None:
-    with pytest.raises(InputError, match=f"symmetry '{symmetry}'"):
-        as_embedding(nn.Identity(), (3,), symmetry=symmetry)
