@@ -17,6 +17,7 @@ from torch.nn.functional import softplus
 
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.posterior import PosteriorEstimator
+from sbi_core.estimators.score import ScoreEstimator
 
 LARGEST_LOG_RATIO = 30.0
 """Joint log ratios beyond this are clipped where the ratio itself is regressed on."""
@@ -38,6 +39,7 @@ class Batch:
         joint_score: at theta, (B, D).
         score_weight: w(theta) of the score term, (B,).
         whitening: W of the score term, (D, D).
+        n_events: events in each row, (B,).
     """
 
     theta: Tensor
@@ -48,6 +50,7 @@ class Batch:
     joint_score: Tensor | None = None
     score_weight: Tensor | None = None
     whitening: Tensor | None = None
+    n_events: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.theta)
@@ -71,7 +74,7 @@ def needs(*columns: str, clips: bool = False, density: str = "") -> Callable[[Lo
     Args:
         columns: of a `Batch`, beyond theta and x.
         clips: whether it clips joint ratios.
-        density: what the estimator must be a normalised density of, "x" or "theta".
+        density: what the estimator must be a normalised density of, "x" or "theta"; "score" if it must be a score.
     """
 
     def mark(loss: Loss) -> Loss:
@@ -179,7 +182,7 @@ def nle(estimator: Estimator, batch: Batch) -> Tensor:
 
     Needs no gold. Papamakarios, Sterratt & Murray, arXiv:1805.07226, eq. 4.
     """
-    return -estimator.log_likelihood(batch.theta, batch.x, batch.design).mean()
+    return -estimator.log_likelihood(batch.theta, batch.x, batch.design, **_counts(batch)).mean()
 
 
 @needs("joint_score", density="x")
@@ -187,9 +190,19 @@ def scandal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor
     """`nle` plus alpha times the score term of `alices`, (). Brehmer et al., arXiv:1805.00020, section III."""
     theta = batch.theta.detach().requires_grad_()
     with torch.enable_grad():
-        value = estimator.log_likelihood(theta, batch.x, batch.design)
+        value = estimator.log_likelihood(theta, batch.x, batch.design, **_counts(batch))
         score = torch.autograd.grad(value.sum(), theta, create_graph=True)[0]
     return -value.mean() + alpha * score_error(score, batch)
+
+
+@needs("joint_score", density="score")
+def sally(estimator: ScoreEstimator, batch: Batch) -> Tensor:
+    """Error of the score s(x) at theta_ref against the joint score there: mean of w |W (s(x) - t)|^2 / D, ().
+
+    E[t(x, z) | x] = grad log p(x | theta_ref) for rows of theta_ref, or with weights w that stand for such rows. W
+    (D, D) whitens t, so the loss has no unit. Brehmer et al., arXiv:1805.00020, section III.
+    """
+    return score_error(estimator.score(batch.x, batch.design, **_counts(batch)), batch)
 
 
 @needs(density="theta")
@@ -199,13 +212,18 @@ def npe(estimator: Estimator, batch: Batch) -> Tensor:
     Needs no gold. Papamakarios & Murray, arXiv:1605.06376, eq. 5.
     """
     assert isinstance(estimator, PosteriorEstimator)  # `fit` made sure
-    return -estimator.log_posterior(batch.theta, batch.x, batch.design).mean()
+    return -estimator.log_posterior(batch.theta, batch.x, batch.design, n_events=batch.n_events).mean()
 
 
 def _observe(estimator: Estimator, batch: Batch) -> Callable[[Tensor], Tensor]:
     """theta (B, k, D) -> f(theta, x), (B, k); x is looked at once."""
     design = None if batch.design is None else batch.design[:, None]
-    return estimator.observe(batch.x[:, None], design)
+    return estimator.observe(batch.x[:, None], design, **{k: n[:, None] for k, n in _counts(batch).items()})
+
+
+def _counts(batch: Batch) -> dict[str, Tensor]:
+    """`n_events` (B,) where rows are runs of events: heads that never read such need not know of it."""
+    return {} if batch.n_events is None else {"n_events": batch.n_events}
 
 
 def _values(estimator: Estimator, batch: Batch) -> Tensor:

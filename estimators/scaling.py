@@ -1,6 +1,8 @@
 """The one place that scales: inputs of networks, in float64 before the cast to float32, and the score term."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -8,6 +10,12 @@ from torch import Tensor, nn
 
 _BULK = 6.0
 """Standard units beyond which inputs grow only logarithmically, so that a wild row cannot blow up the network."""
+
+ENOUGH = 1_000_000
+"""Numbers from which a quantile is read, at most; of more, so many are drawn."""
+
+_AT_ONCE = 4_000_000
+"""Numbers that are held in float64 at a time."""
 
 
 class Scaler(nn.Module):
@@ -17,35 +25,80 @@ class Scaler(nn.Module):
     1e9 + signal loses nothing. Constant columns become 0 and are listed by `constant`.
 
     Args:
-        width: number of columns W.
+        shape: number of columns W, or the shape of what one row holds.
+        pooled: its axes along which all numbers share one location and spread: pixels of a channel, events of a run.
     """
 
     shift: Tensor
     scale: Tensor
     used: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, shape: int | Sequence[int], pooled: Sequence[int] = ()) -> None:
         super().__init__()
-        self.register_buffer("shift", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("scale", torch.ones(width, dtype=torch.float64))
-        self.register_buffer("used", torch.ones(width, dtype=torch.bool))
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.pooled = tuple(sorted({axis % len(self.shape) for axis in pooled}))
+        cells = [1 if axis in self.pooled else side for axis, side in enumerate(self.shape)]
+        self.register_buffer("shift", torch.zeros(cells, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(cells, dtype=torch.float64))
+        self.register_buffer("used", torch.ones(cells, dtype=torch.bool))
 
-    def adapt(self, values: Tensor) -> None:
-        """Learn location and spread from rows (N, W)."""
-        rows = values.detach().cpu().to(torch.float64).numpy()
-        low, middle, high = np.quantile(rows, [0.16, 0.5, 0.84], axis=0)
-        scale = (high - low) / 2
-        spread = rows.max(0) - rows.min(0)
-        narrow = (scale == 0) & (spread > 0)  # mostly one value: fall back to the mean absolute deviation
-        scale = np.where(narrow, np.abs(rows - middle).mean(0), scale)
-        self.used.copy_(torch.from_numpy(spread > 0))
-        self.shift.copy_(torch.from_numpy(middle))
-        self.scale.copy_(torch.from_numpy(np.where(spread > 0, scale, 1.0)))
+    def adapt(self, values: Tensor, present: Tensor | None = None) -> None:
+        """Learn location and spread from rows (N, *shape), or from those numbers where present (N, *shape) is true.
+
+        Where a location has more than `ENOUGH` numbers, or all have more than a hundred times that, some drawn at
+        random give the quantiles.
+        """
+        values = values.detach().cpu()
+        table = self._table(values)
+        chosen = None if present is None else self._table(present.cpu())[..., 0].flatten().nonzero()[:, 0]
+        wide, numbers = table.shape[1], table.shape[:2].numel() if chosen is None else len(chosen)
+        enough = min(ENOUGH, max(10_000, 100 * ENOUGH // max(1, table.shape[2])))
+        if numbers > enough:
+            drawn = torch.randint(numbers, (enough,), generator=torch.Generator().manual_seed(0))
+            chosen = drawn if chosen is None else chosen[drawn]
+        found = []
+        for columns in table.split(max(1, _AT_ONCE // max(1, min(numbers, enough))), -1):
+            part = columns.flatten(0, 1) if chosen is None else columns[chosen // wide, chosen % wide]
+            found.append(_location(part.to(torch.float64).numpy()))
+        shift, scale = (torch.from_numpy(np.concatenate(each)).view_as(self.shift) for each in zip(*found, strict=True))
+        low, high = self._ends(values, present)
+        self.used.copy_(high > low)
+        self.shift.copy_(shift)
+        self.scale.copy_(torch.where(high > low, torch.where(scale > 0, scale, (high - low).double()), 1.0))
+
+    def far(self, values: Tensor, present: Tensor | None = None) -> Tensor:
+        """Which rows (N, *shape) hold a number so far out that a Cauchy tail would hardly reach it, (N,), bool.
+
+        That is, beyond 1000 n standard units, with n the numbers that share a location.
+        """
+        reach = 1e3 * values.numel() / self.shift.numel() * self.scale
+        low, high = (end.to(self.shift) for end in self._ends(values, present))
+        if not bool((self.used & ((self.shift - low > reach) | (high - self.shift > reach))).any()):
+            return torch.zeros(len(values), dtype=torch.bool)
+        found = []
+        for rows in torch.arange(len(values)).split(1000):
+            out = ((values[rows].to(self.shift) - self.shift).abs() > reach) & self.used
+            found.append((out if present is None else out & present[rows]).flatten(1).any(1))
+        return torch.cat(found)
+
+    def _table(self, values: Tensor) -> Tensor:
+        """(N, *shape) as (N, P, W): P numbers share one of W locations."""
+        axes = [axis + 1 for axis in self.pooled]
+        moved = values.movedim(axes, list(range(1, len(axes) + 1)))
+        return moved.reshape(len(values), prod(values.shape[axis] for axis in axes), self.shift.numel())
+
+    def _ends(self, values: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Smallest and largest number of each location, in the shape of `shift`."""
+        axes = (0, *(axis + 1 for axis in self.pooled))
+        low, high = values, values
+        if present is not None:
+            low, high = (values.masked_fill(~present, end) for end in (torch.inf, -torch.inf))
+        return low.amin(axes, keepdim=True)[0], high.amax(axes, keepdim=True)[0]
 
     @property
     def constant(self) -> list[int]:
-        """Columns without any spread."""
-        return [int(k) for k in (~self.used).nonzero().flatten()]
+        """Columns without any spread; where numbers are pooled, the places among what is left."""
+        return [int(k) for k in (~self.used).flatten().nonzero()[:, 0]]
 
     def log_slope(self, values: Tensor) -> Tensor:
         """log du/dv of every number, (*, W), float64; 0 in constant columns."""
@@ -68,6 +121,16 @@ class Scaler(nn.Module):
         tail = _BULK + torch.log1p((size - _BULK).clamp(min=0.0))
         unit = torch.where(size > _BULK, unit.sign() * tail, unit)
         return torch.where(self.used, unit, 0.0).to(torch.float32)
+
+
+def _location(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and half the 16-84% range of rows (n, W), (W,) each."""
+    if not len(rows):
+        return np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+    low, middle, high = np.quantile(rows, [0.16, 0.5, 0.84], axis=0)
+    scale = (high - low) / 2
+    # mostly one value: fall back to the mean absolute deviation
+    return middle, np.where(scale == 0, np.abs(rows - middle).mean(0), scale)
 
 
 @dataclass(frozen=True)
@@ -97,11 +160,15 @@ class ScoreScale:
     size: Tensor
 
     @classmethod
-    def of(cls, theta: Tensor, score: Tensor) -> "ScoreScale":
-        """Measure it on rows theta (N, D) with joint score (N, D)."""
-        units = torch.stack([theta.mean(0), theta.std(0, correction=0).clamp(min=1e-300)])
+    def of(cls, theta: Tensor, score: Tensor, importance: Tensor | None = None) -> "ScoreScale":
+        """Measure it on rows theta (N, D) with joint score (N, D), or on rows with weights (N,) of mean 1."""
+        if importance is not None:
+            score = importance.sqrt()[:, None] * score
+        spread = theta.std(0, correction=0).clamp(min=1e-300)
+        constant = (theta == theta[0]).all(0)  # as every column is where all rows stand for one theta
+        units = torch.stack([theta.mean(0), torch.where(constant, 1.0, spread)])
         unit = (theta - units[0]) / units[1]
-        centres = unit[torch.linspace(0, len(theta) - 1, max(1, min(128, len(theta) // 20))).long()]
+        centres = unit[torch.linspace(0, len(theta) - 1, max(1, min(128, len(theta) // 20))).long()].unique(dim=0)
         cell = _nearest(unit, centres)
         count = torch.bincount(cell, minlength=len(centres)).double()
         weight = torch.ones_like(theta[:, 0])
