@@ -1,5 +1,7 @@
 """From rows to what losses read: contrasts, joint ratios and joint scores."""
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +10,7 @@ from torch.distributions import Distribution
 
 from sbi_core.errors import InputError, MissingGold
 from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, function_of, name_of
+from sbi_core.estimators.reference import at_reference
 from sbi_core.estimators.scaling import ScoreScale
 from sbi_core.gold import joint_score, log_joint
 from sbi_core.gold_check import GoldCheck, check_gold
@@ -17,6 +20,9 @@ from sbi_core.simulator import Simulator
 
 MIN_ROWS = 20
 """Fewer simulations than this are refused."""
+
+CHECKED = 100_000
+"""Rows whose gold is checked, at most."""
 
 _NAMES = {"joint_log_ratio": "a joint log ratio", "joint_score": "a joint score", "theta_alt": "contrasts"}
 
@@ -41,6 +47,8 @@ class Source:
         own_scale: whether it was measured on these rows.
         clips: whether the loss clips joint ratios.
         clipped: most rows at one visit with a joint ratio that was clipped.
+        weight: of each row (N,), where all stand for one theta and were simulated elsewhere (see `at_reference`).
+        flags: what a reader should know about the weights.
     """
 
     rows: Simulations
@@ -53,18 +61,41 @@ class Source:
     own_scale: bool = True
     clips: bool = False
     clipped: int = 0
+    weight: Tensor | None = None
+    flags: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, index: Tensor, scale: ScoreScale | None = None) -> "Source":
+    def part(self, index: Tensor | slice, scale: ScoreScale | None = None) -> "Source":
         """Some of the rows (m,), with a score scale from them alone unless one is given."""
         rows = self.rows[index]
         own = scale is None
+        here, weight = (None if value is None else value[index] for value in (self.here, self.weight))
         if own and rows.joint_score is not None:
-            scale = ScoreScale.of(rows.theta, rows.joint_score)
-        here = None if self.here is None else self.here[index]
-        return replace(self, rows=rows, theta=rows.theta, here=here, score_scale=scale, own_scale=own)
+            scale = ScoreScale.of(rows.theta, rows.joint_score, weight)
+        return replace(self, rows=rows, theta=rows.theta, here=here, weight=weight, score_scale=scale, own_scale=own)
+
+    @property
+    def draws(self) -> bool:
+        """Whether two batches differ."""
+        return self.here is not None or ("theta_alt" in self.wanted and self.rows.theta_alt is None)
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in one pass."""
+        return math.ceil(len(self) / batch_size)
+
+    def parts(self) -> Iterator["Source"]:
+        """One pass over all rows: they are all in memory."""
+        yield self
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep of the visits so far."""
+        return {"theta": self.theta} | ({} if self.here is None else {"here": self.here})
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self.theta, self.here = state["theta"], state.get("here")
 
     def batch(self) -> Batch:
         """All rows, with fresh contrasts; reads torch's global random state."""
@@ -81,10 +112,12 @@ class Source:
             alt, log_ratio = None, None
         if self.clips and log_ratio is not None:
             self.clipped = max(self.clipped, int((-log_ratio > LARGEST_LOG_RATIO).any(1).sum()))
-        batch = Batch(theta, rows.x, rows.design, alt, log_ratio, score)
+        batch = Batch(theta, rows.x, rows.design, alt, log_ratio, score, n_events=rows.n_events)
         if score is None or self.score_scale is None:
             return batch
         weight = self.score_scale.weight(theta, own=self.own_scale)
+        if self.weight is not None:
+            weight = weight * self.weight
         return replace(batch, score_weight=weight, whitening=self.score_scale.whitening)
 
     def _draw(self) -> Tensor:
@@ -113,8 +146,8 @@ class Source:
         return self.theta, together[:, 1:], value[:, :1] - value[:, 1:]
 
 
-def check_rows(rows: Simulations, invalid: str) -> tuple[Simulations, list[str]]:
-    """Return the usable rows, and what a reader should know about the others.
+def check_rows(rows: Simulations, invalid: str, *, spread: bool = True) -> tuple[Simulations, list[str]]:
+    """Return the usable rows, and what a reader should know about the others; `spread` says that theta must vary.
 
     Raises:
         InputError: for too few rows, rows that are not finite (unless `invalid` is "drop"), or theta without spread.
@@ -136,17 +169,28 @@ def check_rows(rows: Simulations, invalid: str) -> tuple[Simulations, list[str]]
         flags.append(f"{count}; they were left out")
         rows = rows[rows.valid]
     for k, name in enumerate(names(rows.info.parameters)):
-        if bool((rows.theta[:, k] == rows.theta[0, k]).all()):
+        if spread and bool((rows.theta[:, k] == rows.theta[0, k]).all()):
             raise InputError(f"theta column {k} ('{name}') is constant at {float(rows.theta[0, k])}: nothing to learn.")
     return rows, flags
 
 
 def prepare(
-    loss: Loss, rows: Simulations, simulator: Simulator | None, *, contrasts: int, check: bool, seed: int
+    loss: Loss,
+    rows: Simulations,
+    simulator: Simulator | None,
+    *,
+    contrasts: int,
+    check: bool = False,
+    seed: int,
+    theta_ref: Tensor | None = None,
 ) -> tuple[Source, GoldCheck | None]:
-    """Find what the loss needs, or say by name what is missing; test gold before it is believed."""
+    """Find what the loss needs, or say by name what is missing; test gold before it is believed.
+
+    With `theta_ref` (D,) the rows stand for that theta, weighted where they were simulated elsewhere.
+    """
     function = function_of(loss)
     wanted: tuple[str, ...] = getattr(function, "needs", ("theta_alt",))
+    clips: bool = getattr(function, "clips", False)
     live = simulator if simulator is not None and simulator.has_gold and rows.z is not None else None
     missing = [
         column
@@ -165,8 +209,12 @@ def prepare(
     uses_gold = "joint_log_ratio" in wanted or "joint_score" in wanted
     report = None
     if uses_gold and check:
-        report = check_gold(live, rows, seed=seed)
+        report = check_gold(live, rows[:CHECKED], seed=seed)
         report.raise_if_failed()
+    if theta_ref is not None:
+        rows, weight, flags = at_reference(rows, live, theta_ref, seed=seed)
+        source = Source(rows, wanted, contrasts, None, rows.theta, None, clips=clips, weight=weight, flags=tuple(flags))
+        return source, report
     if "joint_score" in wanted and rows.joint_score is None:
         assert live is not None
         rows = replace(rows, joint_score=joint_score(live, rows))
@@ -174,5 +222,4 @@ def prepare(
     if live is not None and uses_gold:
         with torch.no_grad():
             here = log_joint(live, rows, rows.theta)
-    clips = getattr(function, "clips", False)
     return Source(rows, wanted, contrasts, live, rows.theta, here, clips=clips), report

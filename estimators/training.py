@@ -1,37 +1,50 @@
-"""The one training loop."""
+"""The one training: what is trained, on which rows, for how long, and what came of it."""
 
 import copy
+import hashlib
+import json
 import math
 import time
 import warnings
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from numpy.random import SeedSequence
-from torch import Tensor
-from tqdm import tqdm
 
 from sbi_core.errors import SbiWarning, TrainingError
-from sbi_core.estimators.batches import Source, check_rows, prepare
+from sbi_core.estimators.batches import Source, prepare
+from sbi_core.estimators.checkpoints import Checkpoint, seed_of
 from sbi_core.estimators.estimator import Estimator
+from sbi_core.estimators.loop import TROUBLE, Callback, Loop, Plan
 from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, function_of, name_of
+from sbi_core.estimators.streams import Split, split
 from sbi_core.gold_check import GoldCheck
+from sbi_core.priors import describe
 from sbi_core.seeding import fresh_seed, one_thread, seeded, torch_generator
 from sbi_core.simulations import Rows
 from sbi_core.simulator import Simulator
 
 STEPS, EPOCHS = 2000, 50
-"""Default length of training: at least so many steps and so many passes over the rows."""
+"""Default length of training: at least so many steps and so many passes over the rows ..."""
 
-CHECKS = 100
-"""Looks at the held-out rows in one training, at most about so many."""
+MOST_STEPS = 200_000
+"""... but not more steps than this, unless one pass has more."""
 
-SLICES = 10
-"""Parts of the held-out rows whose losses give the validation loss its standard error."""
+MEMORY = 2e9
+"""Bytes of a store's rows above which they are streamed."""
 
-WORSE = 3.0
-"""Standard errors by which a validation loss must be worse before it counts (nine degrees of freedom)."""
+VISITS, VISITED = 8, 2000
+"""Held-out rows are looked at with several draws of contrasts, up to so many and until there are so many pairs ..."""
+
+TOLERANCE = 1.0
+"""Standard errors by which held-out losses must be worse to count, where gold draws labels anew: what is learned last
+is best then, and the lowest of many looks is luck. Without gold, the lowest counts."""
+
+SLICES, PIECE = 20, 1024
+"""... in so many slices or more, of about so many pairs at most; their differences give the loss its error."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +54,14 @@ class Fit:
     Attributes:
         estimator: the trained copy, in evaluation mode, on the CPU.
         loss: the loss's name.
-        history: per epoch: epoch, training, validation (losses), learning_rate.
+        history: per look at the held-out rows: epoch, training, validation (losses), learning_rate.
         best_epoch: the epoch whose weights were kept.
+        ended: "patience" if the held-out loss had not improved for `patience` epochs, "budget" if all epochs were
+            used, "trouble" if the loss was no longer finite (only ever in `TrainingError.fit`).
         seed: fixes split, initial weights, batches and contrasts.
         flags: what a careful reader should know, in sentences.
         gold: the gold check made before training; `None` if none was made.
-        seconds: wall time.
+        seconds: wall time, that of earlier parts of a resumed training included.
         rows: training rows and held-out rows.
     """
 
@@ -54,6 +69,7 @@ class Fit:
     loss: str
     history: dict[str, list[float]]
     best_epoch: int
+    ended: str
     seed: int
     flags: tuple[str, ...]
     gold: GoldCheck | None
@@ -74,7 +90,10 @@ def fit(
     patience: int | None = None,
     learning_rate: float = 3e-3,
     contrasts: int = 2,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
+    memory: float = MEMORY,
+    checkpoint: str | Path | None = None,
+    callback: Callback | None = None,
     progress: bool = True,
     gold_check: bool = True,
     invalid: str = "error",
@@ -82,26 +101,32 @@ def fit(
     """Train a copy of an estimator.
 
     AdamW with a cosine schedule that ends at zero, weight decay 500 / rows (at most 1), gradients clipped at norm 5,
-    float32 network and float64 gold. The annealed last weights are kept, unless the held-out rows say by three
-    standard errors that an earlier epoch was better; training stops early once they have said so for `patience`
-    epochs. Contrasts theta_alt (N, C, D) are drawn from the recorded proposal (else from the other rows' theta),
-    afresh at every visit of a row, with the joint log ratio from the simulator's `log_joint`, and the row's own theta
-    is drawn again among them (see `Source`); stored contrasts serve where z or the simulator is absent.
+    float32 network and float64 gold. What is kept are running averages of the weights (see `Loop`), those with the
+    lowest loss on held-out rows; where gold draws labels anew, the latest within one standard error of it. Contrasts
+    theta_alt (N, C, D) are drawn from the recorded proposal (else from the other rows' theta), afresh at every visit
+    of a row, with the joint log ratio from the simulator's `log_joint`, and the row's own theta is drawn again among
+    them (see `Source`); stored contrasts serve where z or the simulator is absent. A store larger than `memory` is
+    streamed (see `Stream`), held-out rows are then whole chunks.
 
     Args:
-        estimator: what to train; it is not changed. One that is untrained gets new weights and scaling.
+        estimator: what to train; it is not changed. One that is untrained gets new weights and scaling, one that is
+            trained goes on from where it is.
         loss: (estimator, batch) -> scalar, such as `alices` or `partial(alices, alpha=0.3)`.
         data: simulations, or a store.
         simulator: where gold comes from.
-        seed: fixes everything random; `None` draws one and records it.
+        seed: fixes everything random; `None` draws one and records it, or takes that of the checkpoint.
         max_epochs: passes over the rows; by default 50, and at least 2000 steps.
         batch_size: rows per step; by default a twentieth of the rows, from 128 to 512. A posterior of many events needs
             f to be right to a fraction of 1 / events, and fewer steps do not get there.
         validation_fraction: share of rows held out, above 0 and below 1.
-        patience: epochs; a fifth of `max_epochs` by default.
+        patience: epochs without a better held-out loss; a third of `max_epochs` by default.
         learning_rate: the highest of the schedule.
         contrasts: contrasts per row and visit.
-        device: where the network is trained.
+        device: where the network is trained; "auto" takes a CUDA device if there is one.
+        memory: bytes of rows above which a store is streamed.
+        checkpoint: folder for the state of the training; the same call carries on from what is there, and on the CPU
+            ends with the same bits as without the interruption. Without it nothing is written.
+        callback: called with the newest line of `Fit.history` at each look at the held-out rows.
         progress: whether to show a bar.
         gold_check: whether to test the gold first and stop if it is wrong.
         invalid: "drop" trains without rows whose x is not finite; "error" refuses them.
@@ -110,71 +135,84 @@ def fit(
         InputError: for rows that cannot be used.
         MissingGold: if the loss needs gold that neither data nor simulator have.
         GoldError: if the gold is wrong.
-        TrainingError: for an unusable option, or a loss that is not finite.
+        TrainingError: for an unusable option, a checkpoint of another training, or a loss that is not finite; then
+            its `fit` holds the best weights so far.
     """
     started = time.perf_counter()
-    seed = fresh_seed() if seed is None else seed
-    _check_options(batch_size, validation_fraction, learning_rate, max_epochs, patience, contrasts)
-    rows, flags = check_rows(data[:].reordered(estimator.axes, estimator.designs), invalid)
-    name = name_of(loss)
+    _check_options(batch_size, validation_fraction, learning_rate, max_epochs, patience, contrasts, memory)
     check_head(loss, type(estimator))
-    root = SeedSequence(seed)
-    for_split, for_weights, for_training, for_validation = root.spawn(4)
-    order = torch.randperm(len(rows), generator=torch_generator(for_split))
-    batch_size = batch_size or min(max(len(rows) // 20, 128), 512)
-    held_out = min(max(round(validation_fraction * len(rows)), 1), len(rows) - 1)
-    source, gold = prepare(loss, rows, simulator, contrasts=contrasts, check=gold_check, seed=seed)
-    training = source.part(order[held_out:])
-    validation = source.part(order[:held_out], training.score_scale)
-
-    model = copy.deepcopy(estimator)
+    place = _device(device)
+    seed = seed_of(checkpoint) if seed is None else seed
+    seed = fresh_seed() if seed is None else seed
+    for_split, for_weights, for_training, for_validation = SeedSequence(seed).spawn(4)
+    given = {"simulator": simulator, "contrasts": contrasts, "theta_ref": getattr(estimator, "theta_ref", None)}
+    rows = split(
+        data,
+        estimator,
+        partial(prepare, loss, seed=seed, **given),
+        fraction=validation_fraction,
+        generator=torch_generator(for_split),
+        memory=memory,
+        check=gold_check,
+        invalid=invalid,
+    )
+    plan = _plan(rows, max_epochs, batch_size, patience, learning_rate, place)
+    model, flags = copy.deepcopy(estimator), list(rows.flags)
     if not model.trained:
         with seeded(for_weights):
             model.reset()
-        flags += model.adapt(rows[order[held_out:]])
-    model.to(device).train()
-    steps = math.ceil(len(training) / batch_size)
-    epochs = max_epochs or max(EPOCHS, math.ceil(STEPS / steps))
-    run = _Run(model, loss, learning_rate, epochs * steps, min(1.0, 500 / len(training)), str(device), name)
+        flags += model.adapt(rows.sample.rows)
+        if rows.sample.score_scale is not None:
+            model.set_unit(rows.sample.score_scale.whitening)
+    facts = _facts(loss, seed, data, rows)
+    state = Checkpoint(checkpoint, _identity(facts, loss, estimator, plan, contrasts))
     with seeded(for_validation):
-        held = validation.batch().to(device)
+        held = _held(rows.validation, place)
+    loop = Loop(model, loss, plan)
     with seeded(for_training), one_thread():
-        history, best = _epochs(run, training, held, epochs, batch_size, patience or max(1, epochs // 5), progress)
-    if history["epoch"][-1] < epochs:
-        flags.append(f"training stopped early after {history['epoch'][-1]} of {epochs} epochs: held-out loss rose")
-    if training.clipped:
+        state.resume(loop, rows.training)
+        ended = loop.run(rows.training, held, progress=progress, callback=callback, checkpoint=state)
+
+    flags += state.flags
+    if clipped := rows.training.clipped:
         flags.append(
-            f"joint ratios above e^{LARGEST_LOG_RATIO:.0f} in {training.clipped} of {len(training)} rows were clipped, "
-            f"which biases {name}: draw contrasts near each row's theta, or use loss=alice"
+            f"joint ratios above e^{LARGEST_LOG_RATIO:.0f} in {clipped} of {len(rows.training)} rows were clipped, "
+            f"which biases {name_of(loss)}: draw contrasts near each row's theta, or use loss=alice"
         )
-    for flag in flags:
-        warnings.warn(flag, SbiWarning, stacklevel=2)
-    model.trained.fill_(True)
+    model.load_state_dict(loop.kept)
+    model.trained |= loop.best_epoch > 0
     model.to("cpu").eval()
-    model.provenance = {
-        "loss": name,
-        "seed": seed,
-        "rows": [len(training), len(validation)],
-        "simulator": rows.info.simulator,
-        "campaign_seed": rows.info.seed,
-        "flags": list(flags),
-    }
-    return Fit(
-        model,
-        name,
-        history,
-        best,
-        seed,
-        tuple(flags),
-        gold,
-        time.perf_counter() - started,
-        (len(training), len(validation)),
+    model.normalise(rows.sample.rows, rows.sample.weight)
+    model.provenance = {**facts, "flags": flags}
+    found = Fit(
+        estimator=model,
+        loss=name_of(loss),
+        history=loop.history,
+        best_epoch=loop.best_epoch,
+        ended=ended,
+        seed=seed,
+        flags=tuple(flags),
+        gold=rows.gold,
+        seconds=state.seconds + time.perf_counter() - started,
+        rows=(len(rows.training), len(rows.validation)),
     )
+    if ended == TROUBLE:
+        raise _trouble(found, loop, checkpoint)
+    for flag in flags:
+        if flag not in state.flags:  # those were said at once
+            warnings.warn(flag, SbiWarning, stacklevel=2)
+    return found
 
 
 def check_head(loss: Loss, head: type[Estimator]) -> None:
-    """Raise `TrainingError` if a loss needs a density that a class of estimators is not."""
+    """Raise `TrainingError` if a loss needs a density, or a score, that a class of estimators is not."""
     wanted = getattr(function_of(loss), "density", "")
+    local = "score" in (wanted, head.normalized) and wanted != head.normalized
+    if local or name_of(loss) not in getattr(head, "learned_by", [name_of(loss)]):
+        raise TrainingError(
+            f"loss {name_of(loss)} does not go with {head.__name__}: sally learns a ScoreEstimator (estimator=score) "
+            "and nothing else, which nothing else learns, and rolr or rascal a DirectionEstimator."
+        )
     if wanted and wanted != head.normalized:
         name = {"x": "likelihood", "theta": "posterior"}[wanted]
         raise TrainingError(
@@ -183,97 +221,91 @@ def check_head(loss: Loss, head: type[Estimator]) -> None:
         )
 
 
-class _Run:
-    """Network, optimiser and schedule."""
-
-    def __init__(
-        self, model: Estimator, loss: Loss, rate: float, steps: int, decay: float, device: str, name: str
-    ) -> None:
-        self.model, self.loss, self.device, self.name = model, loss, device, name
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        rest = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
-        warm = max(1, steps // 20)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda k: (k + 1) / warm if k < warm else 0.5 * (1 + math.cos(math.pi * (k - warm) / max(1, steps - warm))),
-        )
-
-    @property
-    def rate(self) -> float:
-        return float(self.schedule.get_last_lr()[0])
-
-    def step(self, batch: Batch) -> Tensor:
-        self.optimizer.zero_grad()
-        value = self.loss(self.model, batch)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        self.optimizer.step()
-        self.schedule.step()
-        return value.detach()
-
-    def losses(self, held: Batch) -> Tensor:
-        """Losses of the held-out slices, (SLICES,)."""
-        self.model.eval()
-        slices = [s for s in torch.arange(len(held)).tensor_split(SLICES) if len(s)]
-        with torch.no_grad():
-            found = torch.stack([self.loss(self.model, held[s.to(held.theta.device)]).detach() for s in slices])
-        self.model.train()
-        return found.cpu().double()
+def _device(asked: str | torch.device) -> torch.device:
+    if str(asked) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(asked)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"device = {asked} cannot be used here: {str(error).splitlines()[0]} Use 'cpu'.") from None
+    return place
 
 
-def _epochs(
-    run: _Run, source: Source, held: Batch, epochs: int, batch_size: int, patience: int, progress: bool
-) -> tuple[dict[str, list[float]], int]:
-    """Run the epochs; leave the kept weights in the model."""
-    history: dict[str, list[float]] = {"epoch": [], "training": [], "validation": [], "learning_rate": []}
-    best_losses, best_weights, best_epoch, worse_for = None, {}, 0, 0
-    every = max(1, epochs // CHECKS)
-    bar = tqdm(range(1, epochs + 1), desc=f"fit {run.name}", unit="epoch", disable=not progress)
-    for epoch in bar:
-        total = 0.0
-        rate = run.rate
-        batch = source.batch().to(run.device)
-        for index in torch.randperm(len(source)).split(batch_size):
-            total += float(run.step(batch[index.to(run.device)])) * len(index)
-        if not math.isfinite(total):
-            _give_up(run.name, epoch, rate)
-        if epoch % every and epoch < epochs:
-            continue
-        losses = run.losses(held)
-        validation = float(losses.mean())
-        if not math.isfinite(validation):
-            _give_up(run.name, epoch, rate)
-        for key, value in zip(history, (epoch, total / len(source), validation, rate), strict=True):
-            history[key].append(value)
-        bar.set_postfix(training=f"{total / len(source):.4f}", validation=f"{validation:.4f}", refresh=False)
-        if best_losses is None or validation < float(best_losses.mean()):
-            best_losses, best_epoch = losses, epoch
-            best_weights = copy.deepcopy(run.model.state_dict())
-        worse_for = worse_for + every if _worse(losses, best_losses) else 0
-        if worse_for >= patience:
-            break
-    if worse_for:
-        run.model.load_state_dict(best_weights)
-        return history, best_epoch
-    return history, int(history["epoch"][-1])
+def _plan(
+    rows: Split, epochs: int | None, batch: int | None, patience: int | None, rate: float, device: torch.device
+) -> Plan:
+    n = len(rows.training)
+    batch = batch or min(max((n + len(rows.validation)) // 20, 128), 512)
+    steps, tolerance = rows.training.steps(batch), TOLERANCE if rows.validation.here is not None else 0.0
+    epochs = epochs or max(1, min(max(EPOCHS, math.ceil(STEPS / steps)), MOST_STEPS // steps))
+    return Plan(epochs, steps, batch, patience or max(1, epochs // 3), rate, min(1.0, 500 / n), tolerance, device)
 
 
-def _give_up(name: str, epoch: int, rate: float) -> NoReturn:
-    raise TrainingError(f"loss {name} is not finite in epoch {epoch} at learning_rate {rate:.3g}. Lower learning_rate.")
+def _held(validation: Source, device: torch.device) -> list[Batch]:
+    """The held-out rows in slices, each row with several draws of contrasts if there are any."""
+    n = len(validation)
+    visits = min(VISITS, max(1, VISITED // n)) if validation.draws else 1
+    repeated = validation.part(torch.arange(n).repeat_interleave(visits), validation.score_scale)
+    batch = repeated.batch().to(device)
+    slices = torch.arange(len(repeated), device=device).tensor_split(max(SLICES, len(repeated) // PIECE))
+    return [batch[index] for index in slices if len(index)]
 
 
-def _worse(losses: Tensor, best: Tensor) -> bool:
-    """Whether the slices say by three standard errors that the losses are worse than the best."""
-    difference = losses - best
-    if len(difference) < 3:
-        return bool(difference.mean() > 0)
-    return bool(difference.mean() > WORSE * difference.std() / len(difference) ** 0.5)
+def _facts(loss: Loss, seed: int, data: Rows, rows: Split) -> dict[str, Any]:
+    """What a saved estimator says about its training."""
+    known = rows.sample.rows
+    return {
+        "loss": name_of(loss),
+        "seed": seed,
+        "rows": [len(rows.training), len(rows.validation)],
+        "simulator": known.info.simulator,
+        "simulator_version": known.info.version,
+        "campaign_seed": known.info.seed,
+        "prior": describe(known.info.proposal),
+        "data_sha256": _digest(len(data), known.theta, known.x[:10_000]),
+    }
+
+
+def _identity(facts: dict[str, Any], loss: Loss, estimator: Estimator, plan: Plan, contrasts: int) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be carried on."""
+    options = repr(loss.keywords if isinstance(loss, partial) else {})
+    settings = {name: value for name, value in vars(plan).items() if name != "device"}
+    began = _digest(estimator.describe(), *estimator.state_dict().values())
+    return {**facts, **settings, "loss_options": options, "contrasts": contrasts, "estimator": began}
+
+
+def _digest(*parts: Any) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        tensor = isinstance(part, torch.Tensor)
+        found.update(part.detach().cpu().contiguous().numpy().tobytes() if tensor else json.dumps(part).encode())
+    return found.hexdigest()
+
+
+def _trouble(found: Fit, loop: Loop, checkpoint: str | Path | None) -> TrainingError:
+    text = (
+        f"loss {found.loss} is not finite in epoch {loop.epoch} at learning_rate "
+        f"{loop.plan.rate(loop.steps - 1):.3g}. Lower learning_rate (now {loop.plan.learning_rate:.3g})."
+    )
+    if loop.best_epoch:
+        where = "in this error's .fit.estimator"
+        if checkpoint is not None:
+            where = f"in {found.estimator.save(Path(checkpoint) / 'best')}"
+        text += f" The best weights so far, of epoch {found.best_epoch}, are {where}."
+    error = TrainingError(text)
+    error.fit = found
+    return error
 
 
 def _check_options(
-    batch: int | None, fraction: float, rate: float, epochs: int | None, patience: int | None, contrasts: int
+    batch: int | None,
+    fraction: float,
+    rate: float,
+    epochs: int | None,
+    patience: int | None,
+    contrasts: int,
+    memory: float,
 ) -> None:
     checks: tuple[tuple[str, Any, bool, str], ...] = (
         ("batch_size", batch, batch is None or batch >= 1, "at least 1"),
@@ -282,6 +314,7 @@ def _check_options(
         ("max_epochs", epochs, epochs is None or epochs >= 1, "at least 1"),
         ("patience", patience, patience is None or patience >= 1, "at least 1"),
         ("contrasts", contrasts, contrasts >= 1, "at least 1"),
+        ("memory", memory, memory > 0, "above 0 bytes"),
     )
     for name, value, good, expected in checks:
         if not good:

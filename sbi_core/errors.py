@@ -26,7 +26,12 @@ class StoreError(SbiError):
 
 
 class TrainingError(SbiError):
-    """Training cannot start or broke down."""
+    """Training cannot start or broke down.
+
+    `fit` holds the record and the best weights until then (`None` if it did not start).
+    """
+
+    fit: Any = None
 
 
 class SimulatorError(SbiError):

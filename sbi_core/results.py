@@ -77,10 +77,11 @@ def compare_log_ratios(estimator: Any, simulator: Simulator | None, data: Any, *
     rows = rows[rows.valid]
     order = torch.randperm(len(rows), generator=torch_generator(np.random.SeedSequence(seed)))
     theta, other = rows.theta, rows.theta[order]
+    counts = {} if rows.n_events is None else {"n_events": rows.n_events}
 
     def difference(source: Any) -> Tensor:
         with torch.no_grad():
-            ends = [source.log_likelihood(at, rows.x, rows.design).to(torch.float64) for at in (theta, other)]
+            ends = [source.log_likelihood(at, rows.x, rows.design, **counts).double() for at in (theta, other)]
         return ends[0] - ends[1]
 
     columns = {"learned": difference(estimator)}
@@ -279,9 +280,10 @@ def _quality_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
     elif results.training is not None:
         found["rms error of the log ratio"] = math.nan, "nats", "unchecked: the exact log ratio is not known"
     if results.training is not None:
-        best, epochs = results.training["best_epoch"], len(results.training["history"]["epoch"])
+        best, last = results.training["best_epoch"], int(results.training["history"]["epoch"][-1])
         held_out = results.training["history"]["validation"]
         index = list(results.training["history"]["epoch"]).index(best) if held_out else 0
         value = held_out[index] if held_out else math.nan
-        found["held-out loss"] = value, "nats", f"at epoch {best} of {epochs}, whose weights were kept"
+        said = f"at epoch {best} of {last}, whose weights were kept; training ended by {results.training['ended']}"
+        found["held-out loss"] = value, "nats", said
     return found

@@ -35,7 +35,7 @@ _OBSERVED: Rule = (
     lambda value: value is None or isinstance(value, str) or _numbers(value),
     "the name of a file, a list of numbers (or null)",
 )
-_DEVICE: Rule = (lambda value: value is None or _is_device(value), "a device such as cpu or cuda:0 (or null)")
+_DEVICE: Rule = (lambda value: value == "auto" or _is_device(value), "auto, or a device such as cpu or cuda:0")
 _PART: Rule = (lambda value: type(value) in (int, float) and 0 < value < 1, "a number between 0 and 1")
 _RATE: Rule = (lambda value: type(value) in (int, float) and 0 < value < math.inf, "a positive number")
 _RANGES: Rule = (lambda value: value is None or _is_ranges(value), "ranges by name, '{mass: [0.5, 2.0]}' (or null)")

@@ -6,6 +6,7 @@ rows that may be trusted. Nothing in it is code. (`commits` is a Zarr group, so 
 """
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_core.errors import StoreError
+from sbi_core.errors import StoreError, nearest
 from sbi_core.simulations import MISSING, Info, Simulations
 
 if TYPE_CHECKING:
@@ -148,15 +149,19 @@ class Store:
 
     def __getitem__(self, index: Any) -> Simulations:
         """Read committed rows: a number, a slice, an index tensor or a mask, as in `Simulations`."""
-        committed = self.committed()
-        rows = np.concatenate(
-            [np.arange(k * self.chunk_rows, k * self.chunk_rows + n) for k, n in committed.items()] or [np.arange(0)]
-        )
+        rows = self._rows(self.committed())
         if isinstance(index, int | np.integer):
             if not -len(rows) <= index < len(rows):
                 raise IndexError(f"row {index} of {len(rows)}")
             index = slice(index, index + 1 or None)
-        wanted = rows[index.numpy() if isinstance(index, Tensor) else index]
+        return self._simulations(rows[index.numpy() if isinstance(index, Tensor) else index])
+
+    def _rows(self, committed: Mapping[int, int]) -> np.ndarray:
+        """Places in the arrays of the rows of committed chunks."""
+        runs = [np.arange(k * self.chunk_rows, k * self.chunk_rows + n) for k, n in committed.items()]
+        return np.concatenate(runs or [np.arange(0)])
+
+    def _simulations(self, wanted: np.ndarray) -> Simulations:
         columns = {name: torch.from_numpy(self._read(name, wanted)) for name in self._arrays}
         return Simulations(**columns, info=self.info)
 
@@ -178,15 +183,31 @@ class Store:
             ) from error
         return np.concatenate(read) if read else np.empty((0, *array.shape[1:]), array.dtype)
 
+    def column(self, name: str) -> Tensor:
+        """All committed rows of one column, (N, ...), without reading the others."""
+        if name not in self._arrays:
+            raise StoreError(f"{self.path}: there is no column {name!r}: {nearest(name, self._arrays)}")
+        return torch.from_numpy(self._read(name, self._rows(self.committed())))
+
+    def chunks(self, numbers: Iterable[int]) -> Simulations:
+        """Committed rows of some chunks, in the order of `numbers`."""
+        committed = self.committed()
+        return self._simulations(self._rows({k: committed[k] for k in numbers}))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in memory."""
+        return sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in self._arrays.values())
+
     @property
     def theta(self) -> Tensor:
         """All committed theta, (N, D)."""
-        return self[:].theta
+        return self.column("theta")
 
     @property
     def x(self) -> Tensor:
         """All committed observations, (N, ...)."""
-        return self[:].x
+        return self.column("x")
 
 
 def package_versions() -> dict[str, str]:

@@ -28,6 +28,7 @@ HISTORY = {
 TRAINING = {
     "loss": "alice<b>",
     "best_epoch": 2,
+    "ended": "patience",
     "seconds": 1.0,
     "rows": [90, 10],
     "history": HISTORY,

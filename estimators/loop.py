@@ -1,0 +1,190 @@
+"""The epochs of a training: steps, looks at the held-out rows, and which weights are kept."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sbi_core.estimators.batches import Source
+from sbi_core.estimators.checkpoints import Checkpoint
+from sbi_core.estimators.estimator import Estimator
+from sbi_core.estimators.losses import Batch, Loss, name_of
+
+CHECKS = 100
+"""Looks at the held-out rows in one training, at most about so many."""
+
+AVERAGED = 8
+"""Weights are averaged over about the last 1/8 of the steps so far."""
+
+BUDGET, PATIENCE, TROUBLE = "budget", "patience", "trouble"
+"""How a training ends."""
+
+Callback = Callable[[Mapping[str, float]], object]
+"""Receives the newest line of the history at each look at the held-out rows."""
+
+
+class Parts(Protocol):
+    """What the loop trains on: a `Source`, or a `Stream` of several."""
+
+    clipped: int
+
+    def __len__(self) -> int: ...
+
+    def parts(self) -> Iterator[Source]: ...  # noqa: D102
+
+    def state(self) -> dict[str, Tensor]: ...  # noqa: D102
+
+    def restore(self, state: Mapping[str, Tensor]) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast and where.
+
+    Attributes:
+        epochs: passes over the rows, at most.
+        steps: batches in one pass.
+        batch_size: rows in one step.
+        patience: passes without a better held-out loss after which training stops.
+        learning_rate: the highest of the schedule.
+        weight_decay: of matrices, not of biases.
+        tolerance: standard errors by which a held-out loss must be above the lowest before it counts as worse.
+        device: where the network is.
+    """
+
+    epochs: int
+    steps: int
+    batch_size: int
+    patience: int
+    learning_rate: float
+    weight_decay: float
+    tolerance: float
+    device: torch.device
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0: a short way up, then half a cosine down to zero."""
+        total = self.epochs * self.steps
+        warm = max(1, total // 20)
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
+
+
+class Loop:
+    """A network, the running average of its weights, the optimiser and the record; `run` carries on from there.
+
+    The averaged weights are the ones that are looked at, and the latest that are not worse than the best are kept.
+    After t steps step s has the weight (s/t)^`AVERAGED`: Karras et al., arXiv:2312.02696, eq. 2. While the learning
+    rate is high this does what the end of the schedule would do, so that looks at different epochs compare, and
+    training can be stopped at any of them.
+
+    Args:
+        model: trained in place.
+        loss: (estimator, batch) -> scalar.
+        plan: how long and how fast.
+    """
+
+    def __init__(self, model: Estimator, loss: Loss, plan: Plan) -> None:
+        self.model, self.loss, self.plan = model.to(plan.device).train(), loss, plan
+        self.average = copy.deepcopy(model).eval()
+        self.weights, self.averages = ([*map(Tensor.detach, net.parameters())] for net in (self.model, self.average))
+        groups = [
+            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": plan.weight_decay},
+            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
+        self.steps = self.epoch = self.best_epoch = 0
+        self.history: dict[str, list[float]] = {
+            name: [] for name in ("epoch", "training", "validation", "learning_rate")
+        }
+        self.kept = _copied(self.average)
+        self.lowest: Tensor | None = None
+        self.seconds = 0.0
+
+    def run(
+        self, rows: Parts, held: Sequence[Batch], *, progress: bool, callback: Callback | None, checkpoint: Checkpoint
+    ) -> str:
+        """Train until the plan, the patience or the loss is at its end; return which, with the kept weights in `kept`.
+
+        Reads torch's global random state. A checkpoint is offered at the end of each epoch.
+        """
+        started, before = time.perf_counter(), self.seconds
+        every = max(1, self.plan.epochs // CHECKS)
+        name, total = f"fit {name_of(self.loss)}", self.plan.epochs
+        with tqdm(total=total, initial=self.epoch, desc=name, unit="epoch", disable=not progress) as bar:
+            while self.epoch < self.plan.epochs and not self.is_stale:
+                training = self._pass(rows)
+                self.epoch += 1
+                self.seconds = before + time.perf_counter() - started
+                if self.epoch % every == 0 or self.epoch == self.plan.epochs or not math.isfinite(training):
+                    self._look(training, held)
+                    if not math.isfinite(training + self.history["validation"][-1]):
+                        return TROUBLE
+                    if callback is not None:
+                        callback({name: column[-1] for name, column in self.history.items()})
+                    shown = {name: f"{self.history[name][-1]:.4f}" for name in ("training", "validation")}
+                    bar.set_postfix(shown, refresh=False)
+                bar.update()
+                checkpoint.offer(self, rows)
+        return PATIENCE if self.epoch < self.plan.epochs else BUDGET
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether `patience` epochs have passed without a better held-out loss."""
+        looks = self.history["epoch"]
+        return bool(looks) and looks[-1] - self.best_epoch >= self.plan.patience
+
+    def _pass(self, rows: Parts) -> float:
+        """One epoch; the mean training loss."""
+        total, seen = torch.zeros((), device=self.plan.device), 0
+        for part in rows.parts():
+            batch = part.batch().to(self.plan.device)
+            for index in torch.randperm(len(part)).split(self.plan.batch_size):
+                total += self._step(batch[index.to(self.plan.device)]) * len(index)
+            seen += len(part)
+        return float(total) / seen
+
+    def _step(self, batch: Batch) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate(self.steps)
+        self.optimizer.zero_grad()
+        value = self.loss(self.model, batch)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self.steps += 1
+        torch._foreach_lerp_(self.averages, self.weights, 1 - (1 - 1 / self.steps) ** (AVERAGED + 1))
+        return value.detach()
+
+    def _look(self, training: float, held: Sequence[Batch]) -> None:
+        """Add a line to the history; keep the averaged weights unless earlier ones were better."""
+        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(theirs)
+        with torch.no_grad():
+            losses = torch.stack([self.loss(self.average, batch).detach() for batch in held]).double().cpu()
+        line = (self.epoch, training, float(losses.mean()), self.plan.rate(self.steps - 1))
+        for column, value in zip(self.history.values(), line, strict=True):
+            column.append(value)
+        if not bool(losses.isfinite().all()):
+            return
+        if self.lowest is None or losses.mean() < self.lowest.mean():
+            self.lowest = losses
+        if not _worse(losses - self.lowest, self.plan.tolerance):
+            self.kept = _copied(self.average)
+            self.best_epoch = self.epoch
+
+
+def _worse(difference: Tensor, tolerance: float) -> bool:
+    """Whether losses of slices are above others by so many standard errors of the mean difference."""
+    error = difference.std() / len(difference) ** 0.5 if len(difference) > 2 else 0.0
+    return bool(difference.mean() > tolerance * error)
+
+
+def _copied(model: Estimator) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
