@@ -8,8 +8,9 @@ By name from the declared shape, or a user's own module in one line:
 5
 """
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sbi_core.errors import InputError, nearest
-from sbi_core.estimators.networks import Attention, Moments, Sets, cnn, mlp, residual_mlp, resnet
+from sbi_core.estimators.networks import Attention, ChannelsFirst, Moments, Sets, cnn, mlp, residual_mlp, resnet
 
 SYMMETRIES: dict[str, list[tuple[int, tuple[int, ...]]]] = {
     "none": [(0, ())],
@@ -39,17 +40,28 @@ class Embedding(nn.Module):
         network: maps x (N, *x_shape) to (N, F); a keyword `n_events` of its forward receives a tensor (N,).
         x_shape: shape of one observation.
         symmetry: a name in `SYMMETRIES`.
+        pooled: axes of x along which the network treats all numbers alike, so that they share one scale.
+        described: plain data that say how it was built.
 
     Attributes:
         features: width F of the output.
         takes_n_events: whether the network reads the number of events in each row.
     """
 
-    def __init__(self, network: nn.Module, x_shape: tuple[int, ...], symmetry: str = "none") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        x_shape: tuple[int, ...],
+        symmetry: str = "none",
+        pooled: tuple[int, ...] = (),
+        described: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.x_shape = x_shape
         self.symmetry = symmetry
+        self.pooled = pooled
+        self.described = dict(described or {})
         self.takes_n_events = "n_events" in inspect.signature(network.forward).parameters
         self.features = _features(self)
 
@@ -77,14 +89,21 @@ class Embedding(nn.Module):
         return seen.unflatten(0, (len(group), rows)).mean(0) if len(group) > 1 else seen
 
 
-def as_embedding(module: nn.Module, x_shape: Sequence[int], *, symmetry: str = "none") -> Embedding:
+def as_embedding(
+    module: nn.Module, x_shape: Sequence[int], *, symmetry: str = "none", pooled: Sequence[int] | None = None
+) -> Embedding:
     """Wrap a user's own module, tried on two rows of zeros in evaluation mode; lazy layers find their widths.
+
+    x is scaled before the module sees it, to about unit size. By default each number of x (W,) has a scale of its own;
+    the numbers of a row (T, F), or of one in which events are counted, have one for each feature; images (C, H, W) have
+    one for each channel, and images (H, W), which x of two axes is if the module holds a `Conv2d`, one in all.
 
     Args:
         module: maps scaled x (N, *x_shape), float32, to (N, F). If its forward has an argument `n_events`, it receives
             the number of events in each row (N,); x_shape is then (n_max, ...).
         x_shape: shape of one observation.
         symmetry: average over a group of copies of x: "flips", "rotations", "dihedral" or "reversal".
+        pooled: axes of x along which all numbers share one scale, where the default does not fit.
 
     Raises:
         InputError: if the module fails on zeros, its output is not (N, F), or the group does not fit x_shape.
@@ -97,7 +116,11 @@ def as_embedding(module: nn.Module, x_shape: Sequence[int], *, symmetry: str = "
             raise InputError(f"the embedding was built for x_shape = {module.x_shape}, and x has shape {shape}.")
         return module
     _check_symmetry(symmetry, shape, tuple(SYMMETRIES))
-    return Embedding(module, shape, symmetry)
+    axes = _pooled(module, len(shape)) if pooled is None else tuple(pooled)
+    if not all(isinstance(axis, int) and -len(shape) <= axis < len(shape) for axis in axes):
+        raise InputError(f"pooled = {pooled}, expected axes of x_shape = {shape}, from 0 to {len(shape) - 1}.")
+    described = {"own": type(module).__name__, "symmetry": symmetry, "pooled": list(axes)}
+    return Embedding(module, shape, symmetry, axes, described)
 
 
 def embedding(
@@ -137,7 +160,37 @@ def embedding(
     _check_symmetry(symmetry, shape, recipe.symmetries)
     _check_options(name, recipe.build, {"features": features, **options})
     network = recipe.build(shape, features, **options)
-    return Embedding(network, shape, "none" if symmetry == "permutation" else symmetry)
+    described = {"name": name, "features": features, "symmetry": symmetry, **options}
+    return Embedding(network, shape, "none" if symmetry == "permutation" else symmetry, recipe.pooled, described)
+
+
+def chosen(choice: Any, x_shape: Sequence[int]) -> Embedding:
+    """Build what an estimator's argument `embedding` says.
+
+    Args:
+        choice: a name in `EMBEDDINGS`, a mapping with `name` and the options of `embedding`, or a user's own module, of
+            which a copy is taken.
+        x_shape: shape of one observation.
+
+    Raises:
+        InputError: for anything else, and wherever `embedding` and `as_embedding` do.
+    """
+    if isinstance(choice, str):
+        return embedding(choice, x_shape)
+    if isinstance(choice, Mapping):
+        if not isinstance(choice.get("name"), str):
+            raise InputError(f"embedding = {dict(choice)}, expected a name in it: {{'name': 'cnn', ...}}.")
+        return embedding(choice["name"], x_shape, **{key: value for key, value in choice.items() if key != "name"})
+    return as_embedding(copy.deepcopy(choice), x_shape)
+
+
+def _pooled(module: nn.Module, axes: int) -> tuple[int, ...]:
+    """Axes of x that share one scale if nobody says otherwise."""
+    if "n_events" in inspect.signature(module.forward).parameters:
+        return (0,)
+    if axes == 2:
+        return (0, 1) if any(isinstance(part, nn.Conv2d | nn.LazyConv2d) for part in module.modules()) else (0,)
+    return tuple(range(1, axes))
 
 
 def _mlp(x_shape: tuple[int, ...], features: int, *, hidden: Sequence[int] = (64, 64)) -> nn.Module:
@@ -176,14 +229,6 @@ def _one_channel(x_shape: tuple[int, ...]) -> nn.Module:
     return nn.Unflatten(1, (1, x_shape[0])) if len(x_shape) == 2 else nn.Identity()
 
 
-class ChannelsFirst(nn.Module):
-    """A series, as convolutions want it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, T) or (N, T, F) -> (N, F, T)."""
-        return x[:, None] if x.ndim == 2 else x.transpose(1, 2)
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How to build an embedding.
@@ -193,16 +238,18 @@ class Recipe:
         expects: the shapes of x that it reads, in words.
         axes: how many axes they have; empty for any.
         symmetries: names of the symmetries on offer, the default first.
+        pooled: axes of x along which weights are shared, and so is the scale: what is left are channels or features.
     """
 
     build: Callable[..., nn.Module]
     expects: str = "any shape"
     axes: tuple[int, ...] = ()
     symmetries: tuple[str, ...] = ("none",)
+    pooled: tuple[int, ...] = ()
 
 
-_IMAGES = ("(H, W) or (C, H, W)", (2, 3), ("none", "flips", "rotations", "dihedral"))
-_EVENTS = ("(n_max, F)", (2,), ("permutation",))
+_IMAGES = ("(H, W) or (C, H, W)", (2, 3), ("none", "flips", "rotations", "dihedral"), (-2, -1))
+_EVENTS = ("(n_max, F)", (2,), ("permutation",), (0,))
 
 EMBEDDINGS: dict[str, Recipe] = {
     "mlp": Recipe(_mlp),
@@ -211,7 +258,7 @@ EMBEDDINGS: dict[str, Recipe] = {
     "resnet": Recipe(_resnet, *_IMAGES),
     "sets": Recipe(_sets, *_EVENTS),
     "attention": Recipe(_attention, *_EVENTS),
-    "series": Recipe(_series, "(T,) or (T, F)", (1, 2), ("none", "reversal")),
+    "series": Recipe(_series, "(T,) or (T, F)", (1, 2), ("none", "reversal"), (0,)),
 }
 
 

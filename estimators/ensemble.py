@@ -40,27 +40,39 @@ class Ensemble(Estimator):
         if len(members) < 2:
             raise InputError(f"members: {len(members)}, expected at least 2.")
         first = members[0]
-        super().__init__(first.axes, first.x_shape, designs=first.designs, categories=first.categories)
+        super().__init__(
+            first.axes, first.x_shape, designs=first.designs, categories=first.categories, counted=first.counted
+        )
         for number, member in enumerate(members):
             if not member.trained:
                 raise InputError(f"members[{number}] is not trained. Give Ensemble the estimator of a finished fit.")
-            for name in ("axes", "designs", "x_shape", "categories"):
+            for name in ("axes", "designs", "x_shape", "categories", "needs_n_events"):
                 if getattr(member, name) != getattr(first, name):
                     raise InputError(
                         f"members[{number}] has {name} {getattr(member, name)}, members[0] {getattr(first, name)}: "
                         "expected the same."
                     )
         self.members = nn.ModuleList(members)
+        if self.counted:
+            self.always_full.copy_(first.always_full)
         self.trained.fill_(True)
         self.eval()
 
-    def observe(self, x: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """Look at x (*, event) once with every member and return the function theta (*, D) -> nats (*)."""
-        every = self._every(x, design)
+    def observe(
+        self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Look at x (*, event), n_events (*), once with every member: the function theta (*, D) -> nats (*)."""
+        every = self._every(x, design, n_events)
         return lambda theta: every(theta).mean(0)
 
     def spread(
-        self, theta: Tensor, x: Tensor, design: Tensor | None = None, *, reference: Tensor | None = None
+        self,
+        theta: Tensor,
+        x: Tensor,
+        design: Tensor | None = None,
+        *,
+        reference: Tensor | None = None,
+        n_events: Tensor | None = None,
     ) -> Tensor:
         """Standard deviation over members of f_m(theta, x) - f_m(reference, x), nats, (*).
 
@@ -72,15 +84,29 @@ class Ensemble(Estimator):
             x: (*, event).
             design: (*, K).
             reference: (D,) or (*, D); by default the medians of the first member's training rows.
+            n_events: events in each x, (*).
         """
-        every = self._every(x, design)
+        every = self._every(x, design, n_events)
         if reference is None:
             reference = self._members()[0].theta_scaler.shift.to(theta)
         return (every(theta) - every(reference)).std(0)
 
-    def _every(self, x: Tensor, design: Tensor | None) -> Callable[[Tensor], Tensor]:
+    @property
+    def caveat(self) -> str:
+        """Where the members' log likelihood can be believed; empty if they do not limit it."""
+        said = dict.fromkeys(getattr(member, "caveat", "") for member in self._members())
+        return "; ".join(filter(None, said))
+
+    @property
+    def constants(self) -> Tensor:
+        """The value of x (event) where it was constant in the training rows of a member, NaN elsewhere, float64."""
+        known = torch.stack([member.constants for member in self._members()])
+        return torch.where(known.isnan(), -torch.inf, known).amax(0).where(~known.isnan().all(0), torch.nan)
+
+    def _every(self, x: Tensor, design: Tensor | None, n_events: Tensor | None) -> Callable[[Tensor], Tensor]:
         """theta (*, D) -> f_m(theta, x), (M, *)."""
-        functions = [member.observe(x, design) for member in self._members()]
+        options = {} if n_events is None else {"n_events": n_events}
+        functions = [member.observe(x, design, **options) for member in self._members()]
         return lambda theta: torch.stack([function(theta) for function in functions])
 
     def _members(self) -> list[Estimator]:

@@ -1,6 +1,9 @@
 """What every estimator is: a function log p(x | theta, design), up to a term without theta."""
 
 import abc
+import inspect
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -8,11 +11,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
-from sbi_core.errors import InputError
+from sbi_core.errors import InputError, SbiWarning
+from sbi_core.estimators.counts import checked_count, present_in
+from sbi_core.estimators.embeddings import chosen
+from sbi_core.estimators.networks import reset
 from sbi_core.estimators.scaling import Scaler
 from sbi_core.parameters import Parameter, names
+from sbi_core.priors import UniformPrior
+from sbi_core.seeding import seeded
 from sbi_core.simulations import Rows, Simulations
 
 
@@ -30,13 +39,21 @@ class Estimator(nn.Module, abc.ABC):
         x_shape: shape of one observation.
         designs: the K axes of the design (may be empty).
         categories: x is a class label below this number.
+        counted: x (n_max, ...) is a zero-padded run of events, of which the first `n_events` count.
+        embedding: a network that reads x before theta and the design join: a name in `EMBEDDINGS`, a mapping with
+            `name` and options (see `embedding`), or a module of your own (see `as_embedding`), which is copied.
+            `fit` gives it new weights with all others, except those with `requires_grad` False.
 
     Attributes:
         normalized: what the estimator is a density of, "x" or "theta"; empty for a ratio. Class attribute.
+        uncounted: what to do about runs of events that it cannot count, in words. Class attribute.
+        features: how many numbers a network reads of one x.
     """
 
     trained: Tensor
+    always_full: Tensor
     normalized = ""
+    uncounted = "Build it with from_data(data), or counted=True."
 
     def __init__(
         self,
@@ -45,6 +62,8 @@ class Estimator(nn.Module, abc.ABC):
         *,
         designs: Sequence[Parameter] = (),
         categories: int | None = None,
+        counted: bool = False,
+        embedding: Any = None,
     ) -> None:
         super().__init__()
         self.axes = tuple(parameters)
@@ -56,36 +75,154 @@ class Estimator(nn.Module, abc.ABC):
         self.width = torch.Size(self.x_shape).numel()
         self.theta_scaler = Scaler(len(self.axes))
         self.design_scaler = Scaler(len(self.designs))
-        self.x_scaler = Scaler(self.width)
+        self.counted = counted
+        self.classes = {0: categories} if categories else dict[int, int]()
+        self._set_embedding(embedding)
         self.register_buffer("trained", torch.tensor(False))
+        if counted:
+            self.register_buffer("always_full", torch.tensor(False))
+
+    def _set_embedding(self, choice: Any) -> None:
+        if choice is not None and self.categories:
+            raise InputError("embedding: x is a class label, which enters one-hot. Leave the embedding out.")
+        with seeded(0):
+            self.embedding = None if choice is None else chosen(choice, self.x_shape)
+        if self.embedding is None:
+            self.features = self.categories or self.width
+            pooled: tuple[int, ...] = ()
+        else:
+            self.features, pooled = self.embedding.features, self.embedding.pooled
+        self.joins_count = self.counted and not (self.embedding is not None and self.embedding.takes_n_events)
+        self.features += self.joins_count
+        plain = self.embedding is None and not self.counted
+        self.x_scaler = Scaler(self.width if plain else self.x_shape, (0, *pooled) if self.counted else pooled)
 
     @classmethod
     def from_data(cls, data: Rows, **options: Any) -> Self:
         """Build one whose shapes fit the data; `options` go to the constructor."""
         first, info = data[:1], data.info
         designs = info.designs if first.design is not None else ()
+        if first.n_events is not None and "counted" in inspect.signature(cls).parameters:
+            options = {"counted": True, **options}
         return cls(info.parameters, first.x.shape[1:], designs=designs, categories=info.categories, **options)
 
     @abc.abstractmethod
-    def observe(self, x: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """Look at x (*, event) once and return the function theta (*, D) -> nats (*)."""
+    def observe(
+        self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Look at x (*, event), of which n_events (*) count, once: the function theta (*, D) -> nats (*)."""
 
     def adapt(self, rows: Simulations) -> list[str]:
-        """Fit the scaling to training rows; return a flag for each constant column of x."""
+        """Fit the scaling to training rows; return a flag for each constant column of x, and for rows far out.
+
+        Raises:
+            InputError: if all of x is constant, or the rows are runs of events and the estimator does not count them.
+        """
         self.theta_scaler.adapt(rows.theta)
         if rows.design is not None:
             self.design_scaler.adapt(rows.design)
-        self.x_scaler.adapt(rows.x.flatten(1))
-        constant = [] if self.categories else self.x_scaler.constant
-        return [f"x column {k} is constant in the training rows; it was left out" for k in constant]
+        self._check_x(rows.x)
+        if self.counted:
+            self.always_full.fill_(False)
+        count = self._count(rows.n_events, rows.x.shape[:1])
+        x, present = rows.x.reshape(len(rows), *self.x_scaler.shape), None
+        if count is not None:
+            self.always_full.fill_(bool((count == self.x_shape[0]).all()))
+            present = present_in(count, self.x_shape).expand(x.shape)
+        self.x_scaler.adapt(x, present)
+        if not bool(self.x_scaler.used.any()) and not self.needs_n_events:
+            raise InputError(
+                "x is constant in the training rows: nothing to learn. (In float32 a small signal on a large offset is "
+                "lost: store x in float64, or without the offset.)"
+            )
+        pooled = self.x_scaler.pooled
+        what = "column" if not pooled else "feature" if 0 in pooled else "channel"
+        flags = [
+            f"x {what} {k} is constant in the training rows; it was left out"
+            for k in self.x_scaler.constant
+            if k not in self.classes
+        ]
+        far = sorted(rows.row[self.x_scaler.far(x, present)].tolist())
+        if far:
+            flags.append(
+                f"x is extremely far out in {len(far)} training rows (rows {', '.join(map(str, far[:10]))}"
+                f"{', ...' if len(far) > 10 else ''}); if they are failures, store NaN there and say invalid='drop'"
+            )
+        return flags
+
+    def set_unit(self, whitening: Tensor) -> None:
+        """Take note, before training, of the W (D, D) that whitens the joint score."""
+
+    def normalise(self, rows: Simulations, weight: Tensor | None) -> None:
+        """Learn, after training, what must be averaged over rows that stand for one theta, with weights (N,)."""
 
     @abc.abstractmethod
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""
 
-    def log_likelihood(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
-        """log p(x | theta, design) in nats up to a term without theta; theta (*, D), x (*, event), together (*)."""
-        return self.observe(x, design)(theta)
+    def _reset_embedding(self) -> None:
+        if self.embedding is not None:
+            reset(self.embedding)
+
+    def log_likelihood(
+        self, theta: Tensor, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> Tensor:
+        """log p(x | theta, design) in nats up to a term without theta; theta (*, D), x (*, event), together (*).
+
+        Of runs of events the first n_events (*) count.
+        """
+        return self.observe(x, design, **({} if n_events is None else {"n_events": n_events}))(theta)
+
+    @torch.no_grad()
+    def log_evidence(
+        self,
+        x: Tensor,
+        design: Tensor | None = None,
+        *,
+        prior: Distribution | None = None,
+        n: int = 10_000,
+        seed: int = 0,
+        n_events: Tensor | None = None,
+    ) -> Tensor:
+        """log of the mean of exp f(theta, x) over the prior, nats, (*): f minus this is log p(x | theta) / p(x).
+
+        Of a head that is normalised in x it is log p(x) itself. Its standard error is about 1/sqrt(number of draws
+        that matter); where fewer than 100 do, a warning says so.
+
+        Args:
+            x: (*, event).
+            design: (*, K).
+            prior: density of theta, event shape (D,); by default uniform over the parameters' ranges.
+            n: draws of theta.
+            seed: fixes them.
+            n_events: (*), for runs of events.
+        """
+        look = self.observe(x, design, **({} if n_events is None else {"n_events": n_events}))
+        axes = [1] * (x.ndim - len(self.x_shape))
+        with seeded(seed):
+            theta = (prior or UniformPrior(self.axes)).sample(torch.Size([n])).double().to(x.device)
+        step = max(1, 200_000 // max(1, math.prod(x.shape[: len(axes)])))
+        value = torch.cat([look(part.reshape(-1, *axes, len(self.axes))).double() for part in theta.split(step)])
+        total, squares = value.logsumexp(0), (2 * value).logsumexp(0)
+        effective = float((2 * total - squares).exp().min())
+        if effective < 100:
+            warnings.warn(
+                f"log_evidence: of n = {n} draws of the prior only {effective:.0f} matter for some x. Raise n.",
+                SbiWarning,
+                stacklevel=3,
+            )
+        return total - math.log(n)
+
+    @property
+    def needs_n_events(self) -> bool:
+        """Whether the number of events varies from row to row, so that x alone does not say it."""
+        return self.counted and not bool(self.always_full)
+
+    @property
+    def constants(self) -> Tensor:
+        """The value of x (event) where it was constant in the training rows, NaN elsewhere, float64."""
+        fixed = torch.where(self.x_scaler.used, torch.nan, self.x_scaler.shift)
+        return fixed.expand(self.x_scaler.shape).reshape(self.x_shape)
 
     def _conditions(self, theta: Tensor, design: Tensor | None) -> list[Tensor]:
         """Scaled theta (*, D) and design (*, K)."""
@@ -113,13 +250,39 @@ class Estimator(nn.Module, abc.ABC):
         self._check_x(x)
         return x.flatten(x.ndim - len(self.x_shape))
 
-    def _seen(self, x: Tensor) -> Tensor:
-        """What a network reads of x (*, event): a label one-hot (*, categories), numbers scaled (*, W), float32."""
+    def _seen(self, x: Tensor, n_events: Tensor | None = None) -> Tensor:
+        """What a network reads of x (*, event), (*, features), float32.
+
+        A label is one-hot, numbers are scaled, and pass the embedding if there is one. Padding becomes zero, whatever
+        it holds, and log((1 + n) / (1 + n_max)) joins unless the embedding reads n_events.
+        """
+        columns = self._columns(x)
+        leading = columns.shape[:-1]
+        count = self._count(n_events, leading)
         if self.categories:
-            label = self._labels(self._columns(x)[..., 0], self.categories)
-            return one_hot(label, self.categories).to(torch.float32)
-        scaled: Tensor = self.x_scaler(self._columns(x))
-        return scaled
+            return one_hot(self._labels(columns[..., 0], self.categories), self.categories).to(torch.float32)
+        scaled: Tensor = self.x_scaler(x.reshape(*leading, *self.x_scaler.shape))
+        if count is not None:
+            scaled = torch.where(present_in(count, self.x_shape), scaled, 0.0)
+        if self.embedding is None:
+            seen = scaled.reshape(*leading, self.width)
+        else:
+            rows = scaled.reshape(-1, *self.x_shape)
+            seen = self.embedding(rows, None if count is None or self.joins_count else count.reshape(-1))
+            seen = seen.reshape(*leading, -1) if len(rows) else seen.new_zeros(*leading, self.embedding.features)
+        if count is None or not self.joins_count:
+            return seen
+        share = torch.log((1.0 + count) / (1.0 + self.x_shape[0]))
+        return joined([seen, share[..., None].to(seen)])
+
+    def _count(self, n_events: Tensor | None, leading: Sequence[int]) -> Tensor | None:
+        """Events in each x (*leading); `None` if they are not counted."""
+        if n_events is None and not self.counted:
+            return None
+        cure = "It was trained on full runs only." if self.counted else self.uncounted
+        name, varies = type(self).__name__, self.needs_n_events
+        count = checked_count(name, n_events, leading, self.x_shape[0], varies=varies, otherwise=cure)
+        return count.to(self.trained.device) if self.counted else None
 
     def _check_x(self, x: Tensor) -> None:
         event = len(self.x_shape)
@@ -149,4 +312,6 @@ class Estimator(nn.Module, abc.ABC):
             "x_shape": list(self.x_shape),
             "categories": self.categories,
             "options": self.options,
+            **({"counted": True} if self.counted else {}),
+            **({} if self.embedding is None else {"embedding": self.embedding.described}),
         }

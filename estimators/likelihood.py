@@ -36,6 +36,10 @@ class LikelihoodEstimator(Estimator):
         flow_hidden: units in each hidden layer of the flow's networks.
         hidden: widths of the hidden layers of the softmaxes.
         left_out: columns that were constant in the training rows; found by `fit`.
+        embedding: refused: x itself is what there is a density of.
+
+    Raises:
+        InputError: for an embedding, or labels that do not fit.
 
     Example:
         >>> from sbi_core import simulate
@@ -49,6 +53,7 @@ class LikelihoodEstimator(Estimator):
     """
 
     normalized = "x"
+    uncounted = "A density of x needs x of one width: train on single events, and infer(..., iid=True)."
 
     def __init__(
         self,
@@ -63,7 +68,13 @@ class LikelihoodEstimator(Estimator):
         flow_hidden: int = 50,
         hidden: Sequence[int] = (64, 64),
         left_out: Sequence[int] = (),
+        embedding: None = None,
     ) -> None:
+        if embedding is not None:
+            raise InputError(
+                f"LikelihoodEstimator takes no embedding ({embedding!r}): it is a density of x itself. Use estimator="
+                "ratio or posterior with this embedding, or let the simulator return a summary of x."
+            )
         super().__init__(parameters, x_shape, designs=designs, categories=categories)
         width = self.width
         classes = {0: categories} if categories else {int(k): int(n) for k, n in (labels or {}).items()}
@@ -101,18 +112,19 @@ class LikelihoodEstimator(Estimator):
 
     def adapt(self, rows: Simulations) -> list[str]:
         """Fit the scaling to training rows; leave constant columns out, and return a flag for them."""
-        super().adapt(rows)
+        flags = super().adapt(rows)
         constant = [k for k in self.x_scaler.constant if k not in self.classes]
         if constant != self.options["left_out"]:
             self.options["left_out"] = constant
             self._build()
-        if not self.numbers and not self.classes:
-            raise InputError("x is constant in the training rows: nothing to learn.")
-        return [f"x column {k} is constant in the training rows; it was left out" for k in constant]
+        return flags
 
-    def observe(self, x: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """Scale x (*, event) once and return the function theta (*, D) -> nats (*)."""
+    def observe(
+        self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Scale x (*, event) once and return the function theta (*, D) -> nats (*); n_events (*), if given, are all."""
         flat = self._columns(x)
+        self._count(n_events, flat.shape[:-1])
         labels = [self._labels(flat[..., column], count) for column, count in self.classes.items()]
         value = self.x_scaler(flat)[..., self.numbers]
         slope = self.x_scaler.log_slope(flat)[..., self.numbers].sum(-1)

@@ -86,6 +86,14 @@ class Residual(nn.Module):
         return total
 
 
+class ChannelsFirst(nn.Module):
+    """A series, as convolutions want it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T) or (N, T, F) -> (N, F, T)."""
+        return x[:, None] if x.ndim == 2 else x.transpose(1, 2)
+
+
 class Sets(nn.Module):
     """rho(pooled phi(event)), whatever the order of the events and whatever the padding holds.
 

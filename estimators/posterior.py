@@ -26,13 +26,15 @@ class PosteriorEstimator(Estimator):
 
     Args:
         parameters: the D axes of theta; none may be whole numbers.
-        x_shape: shape of one observation; it is flattened.
+        x_shape: shape of one observation; it is flattened unless an embedding reads it.
         designs: the K axes of the design.
         categories: x is a class label below this number.
         proposal: density of the training rows' theta, or its description; by default that of the rows.
         flow: kind of flow, one of `FLOWS`.
         transforms: layers of the flow.
         flow_hidden: units in each hidden layer of the flow's networks.
+        counted: x is a zero-padded run of events, see `Estimator`.
+        embedding: a network that reads x, see `Estimator`.
 
     Raises:
         InputError: for parameters that are whole numbers.
@@ -59,8 +61,12 @@ class PosteriorEstimator(Estimator):
         flow: str = "nsf",
         transforms: int = 5,
         flow_hidden: int = 50,
+        counted: bool = False,
+        embedding: Any = None,
     ) -> None:
-        super().__init__(parameters, x_shape, designs=designs, categories=categories)
+        super().__init__(
+            parameters, x_shape, designs=designs, categories=categories, counted=counted, embedding=embedding
+        )
         whole = [p.name for p in self.axes if p.integer]
         if whole:
             raise InputError(f"parameters {whole} are whole numbers, and a flow has no such. Use a RatioEstimator.")
@@ -68,7 +74,7 @@ class PosteriorEstimator(Estimator):
         self._set_proposal(restore(proposal) if isinstance(proposal, Mapping) else proposal)
         self.unbounded_scaler = Scaler(len(self.axes))
         with seeded(0):
-            columns = (categories or self.width) + len(self.designs)
+            columns = self.features + len(self.designs)
             self.flow = ConditionalFlow(len(self.axes), columns, kind=flow, transforms=transforms, hidden=flow_hidden)
 
     @classmethod
@@ -87,6 +93,7 @@ class PosteriorEstimator(Estimator):
 
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""
+        self._reset_embedding()
         self.flow.reset()
 
     def adapt(self, rows: Simulations) -> list[str]:
@@ -117,16 +124,20 @@ class PosteriorEstimator(Estimator):
             inside[..., None], biject_to(support).inv(torch.where(inside[..., None], theta, start)), torch.nan
         )
 
-    def log_posterior(self, theta: Tensor, x: Tensor, design: Tensor | None = None) -> Tensor:
-        """log q(theta | x, design) in nats per unit of theta; theta (*, D), x (*, event), together (*)."""
-        return self._density(x, design)(theta)
+    def log_posterior(
+        self, theta: Tensor, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> Tensor:
+        """log q(theta | x, design) in nats per unit of theta; theta (*, D), x (*, event), n_events (*), as (*)."""
+        return self._density(x, design, n_events)(theta)
 
-    def observe(self, x: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """Look at x (*, event) once and return theta (*, D) -> log q(theta | x) - log proposal(theta), (*).
+    def observe(
+        self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Look at x (*, event), n_events (*), once: theta (*, D) -> log q(theta | x) - log proposal(theta), (*).
 
         Minus infinity outside the support of the proposal, where nothing was learned.
         """
-        density = self._density(x, design)
+        density = self._density(x, design, n_events)
 
         def log_likelihood(theta: Tensor) -> Tensor:
             assert self.proposal is not None  # a trained estimator has one
@@ -136,8 +147,8 @@ class PosteriorEstimator(Estimator):
 
         return log_likelihood
 
-    def _density(self, x: Tensor, design: Tensor | None) -> Callable[[Tensor], Tensor]:
-        given = self._context(x, design)
+    def _density(self, x: Tensor, design: Tensor | None, n_events: Tensor | None) -> Callable[[Tensor], Tensor]:
+        given = self._context(x, design, n_events)
 
         def log_posterior(theta: Tensor) -> Tensor:
             self._check_theta(theta)
@@ -155,16 +166,19 @@ class PosteriorEstimator(Estimator):
 
         return log_posterior
 
-    def _context(self, x: Tensor, design: Tensor | None) -> Tensor:
-        """Scaled x and design side by side, (*, C)."""
-        seen = self._seen(x)
+    def _context(self, x: Tensor, design: Tensor | None, n_events: Tensor | None) -> Tensor:
+        """What is read of x, and scaled design, side by side, (*, C)."""
+        seen = self._seen(x, n_events)
         self._check_design(design)
         return seen if design is None else joined([seen, self.design_scaler(design)])
 
     @torch.no_grad()
-    def sample(self, x: Tensor, n: int, design: Tensor | None = None) -> Tensor:
-        """Draw n thetas for each x (*, event), (*, n, D), float64, inside the support, from torch's global state."""
-        given = self._context(x, design)
+    def sample(self, x: Tensor, n: int, design: Tensor | None = None, *, n_events: Tensor | None = None) -> Tensor:
+        """Draw n thetas for each x (*, event), (*, n, D), float64, inside the support, from torch's global state.
+
+        Of runs of events the first n_events (*) count.
+        """
+        given = self._context(x, design, n_events)
         drawn = self.flow.sample(given.reshape(-1, given.shape[-1]), n)
         assert self.proposal is not None
         theta: Tensor = biject_to(self.proposal.support)(self.unbounded_scaler.inverse(drawn))

@@ -78,6 +78,11 @@ class Events(Simulator):
         """Whether one event has an exact likelihood."""
         return self.simulator.is_exact
 
+    @property
+    def needs_n_events(self) -> bool:
+        """Whether the number of events is random, so that x alone does not say it."""
+        return self.luminosity is not None
+
     def mean_events(self, theta: Tensor, design: Tensor | None) -> Tensor:
         """Expected number of events mu (*), for theta (*, D)."""
         return self.luminosity * self.simulator.rate(theta, design)  # type: ignore[attr-defined]

@@ -105,9 +105,10 @@ class Simulator(abc.ABC):
         """Exact log p(x | theta, design) in nats, where it is known; theta (*, D), x (*, event), as (*)."""
         raise NotImplementedError(f"simulator '{self.name}' states no exact log_likelihood.")
 
-    def observe(self, x: Tensor, design: Tensor | None = None) -> LogLikelihood:
-        """Return the function theta (*, D) -> log p(x | theta, design) (*), for x (*, event)."""
-        return lambda theta: self.log_likelihood(theta, x, design)
+    def observe(self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None) -> LogLikelihood:
+        """Return the function theta (*, D) -> log p(x | theta, design) (*), x (*, event), n_events (*) if needed."""
+        options = {} if n_events is None else {"n_events": n_events}
+        return lambda theta: self.log_likelihood(theta, x, design, **options)
 
     @property
     def is_exact(self) -> bool:

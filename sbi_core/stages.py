@@ -1,6 +1,7 @@
 """The stages of `sbi-run`; each is skipped if the run folder holds its result already."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from sbi_core.campaign import simulate
 from sbi_core.errors import InputError, MissingGold, StoreError
 from sbi_core.gold_check import check_gold
 from sbi_core.inference import infer
-from sbi_core.observation import check_event, inside, x_range
+from sbi_core.observation import check_event, inside, pad_events, x_range
 from sbi_core.parameters import Parameter
 from sbi_core.priors import describe, restore
 from sbi_core.results import RANGE, Results, compare_log_ratios, fresh_rows
@@ -82,7 +83,9 @@ def run_stages(job: Job) -> Results:
     with _timed("load" if job.trained or job.plain["data"] else "simulate", clock):
         data = _simulated(job)
     if data is not None and job.x_obs is not None:  # before the training, not after
-        check_event(job.x_obs, data[:1].x.shape[1:], iid=job.plain["iid"], categories=data.info.categories)
+        first = data[:1]
+        options = {"categories": data.info.categories, "runs": first.n_events is not None}
+        check_event(job.x_obs, first.x.shape[1:], iid=job.plain["iid"], **options)
     gold = None if job.trained else _checked(job, data, clock)
     with _timed("load" if job.trained else "train", clock, quiet=job.trained):
         estimator, training = _trained(job, data, gold)
@@ -165,13 +168,15 @@ def _trained(job: Job, data: Any, gold: Mapping[str, Any] | None) -> tuple[Any, 
         seed=job.seed,
         progress=job.plain["progress"] and sys.stderr.isatty(),
         gold_check=False,
+        checkpoint=job.folder / "training",
         **options,
     )
-    training = {name: getattr(fit, name) for name in ("loss", "best_epoch", "seed", "seconds", "history")}
+    training = {name: getattr(fit, name) for name in ("loss", "best_epoch", "ended", "seed", "seconds", "history")}
     training |= {"flags": list(fit.flags), "rows": list(fit.rows), "simulations": len(data), "gold": gold}
     training["x_range"] = x_range(data)
     write_json(notes, training)
     fit.estimator.save(folder)
+    shutil.rmtree(job.folder / "training", ignore_errors=True)
     return fit.estimator, training
 
 
@@ -247,8 +252,11 @@ def _looked_at(job: Job, data: Any, estimator: Any, prior: Distribution, trainin
 
 def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution, x_obs: Tensor) -> Results:
     iid, world = job.plain["iid"], job.simulator
-    x_obs = check_event(x_obs, estimator.x_shape, iid=iid, categories=estimator.categories)
+    runs = estimator.needs_n_events
+    x_obs = check_event(x_obs, estimator.x_shape, iid=iid, categories=estimator.categories, runs=runs)
     rows = x_obs if iid else x_obs[None]
+    if runs:
+        rows = pad_events(rows, estimator.x_shape, leading=1)[0]
     posterior = infer(estimator, prior, x_obs, iid=iid)
     found = inside(rows, (results.training or {}).get("x_range"))
     posterior.verdicts = {**posterior.verdicts, RANGE: found}

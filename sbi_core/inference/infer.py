@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 from sbi_core.columns import to_column
 from sbi_core.errors import InputError
 from sbi_core.inference.grid import COARSE, GridPosterior, grid_posterior
+from sbi_core.observation import check_constant, pad_events
 from sbi_core.parameters import Parameter, match
 from sbi_core.priors import check_prior
 
@@ -23,6 +24,7 @@ def infer(
     x_obs: Any,
     *,
     design: Any = None,
+    n_events: Any = None,
     iid: bool = False,
     batch: bool = False,
 ) -> GridPosterior:
@@ -36,14 +38,18 @@ def infer(
             `batch` one posterior per row, (B, *event); with both (B, n, *event).
         design: the design of the observation, (K,), or one per row of x_obs: (n, K), (B, K) or (B, n, K); with both
             `iid` and `batch` also one per problem, (B, K).
+        n_events: how many events of x_obs (n_max, ...) count, or one number for each run; not needed if x_obs is the
+            events alone, (n, ...) with n below n_max.
         iid: sum the log likelihood (in float64) over a leading axis.
         batch: treat a leading axis as separate problems.
 
     Returns:
-        A distribution with event shape (D,) and batch shape (B,) or ().
+        A distribution with event shape (D,) and batch shape (B,) or (); of an ensemble also the posterior of each
+        member, as `members`, and how far they lie apart among the `verdicts`.
 
     Raises:
-        InputError: for an x_obs of another shape, or not finite; a prior of another length; more than two parameters.
+        InputError: for an x_obs of another shape, not finite, or other than x in training where that was constant; a
+            prior of another length; more than two parameters.
     """
     axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or getattr(estimator, "parameters")  # noqa: B009
     check_prior(prior, axes)
@@ -58,37 +64,49 @@ def infer(
     if whole := [axis.name for axis in axes if axis.integer]:
         raise InputError(f"parameters {whole} take whole numbers only; the grid posterior serves real ones.")
     shape = tuple(estimator.x_shape) if estimator.x_shape is not None else None
-    x = _observation(x_obs, shape, estimator, iid, batch)
+    x, count = _observation(x_obs, shape, estimator, iid, batch, n_events)
     settings = None if design is None else _design(design, estimator, tuple(x.shape[: iid + batch]), iid, batch)
     if getattr(estimator, "trained", True) is not True and not bool(estimator.trained):
         raise InputError(
             f"{type(estimator).__name__} is not trained; give the estimator of a Fit: infer(run.estimator, ...)"
         )
     rows = len(x) if batch else 1
-    function = _log_likelihood(estimator, x if batch else x[None], settings, iid, rows)
+    if not batch:
+        x, count = x[None], None if count is None else count[None]
+    function = _log_likelihood(estimator, x, settings, iid, rows, count)
     edges, density, flags = grid_posterior(axes, prior, function, rows)
     if not torch.isfinite(density.flatten(1).max(1).values).all():
         raise InputError("the likelihood of x_obs is zero, or not a number, everywhere in the prior.")
+    flags = [*flags, *filter(None, [getattr(estimator, "caveat", "")])]
     if not batch:
         edges, density = [edge[0] for edge in edges], density[0]
     posterior = GridPosterior(axes, edges, density, verdicts={}, flags=flags)
+    posterior.members = tuple(
+        infer(member, prior, x_obs, design=design, n_events=n_events, iid=iid, batch=batch)
+        for member in getattr(estimator, "members", ())
+    )
     posterior.verdicts = {
         "normalisation": "exact on the grid",
         "resolution": _resolution(posterior),
+        "spread of trainings": _spread(posterior),
         "coverage": "unchecked",
         "x_obs inside the simulated range": "unchecked",
     }
     return posterior
 
 
-def _log_likelihood(estimator: Any, x: Tensor, design: Tensor | None, iid: bool, rows: int) -> Any:
+def _log_likelihood(
+    estimator: Any, x: Tensor, design: Tensor | None, iid: bool, rows: int, n_events: Tensor | None
+) -> Any:
     """theta (rows, G, D) -> nats (rows, G), summed over the iid axis; equal observations are evaluated once."""
     counts = None
-    if iid and rows == 1 and (design is None or design.ndim == 1):
+    if iid and rows == 1 and n_events is None and (design is None or design.ndim == 1):
         unique, counts = torch.unique(x[0], dim=0, return_counts=True)
         x = unique[None]
     x = x[:, None] if iid else x[:, None, None]  # (rows, 1, n or 1, *event)
-    look = estimator.observe(x, design)
+    options = {} if n_events is None else {"n_events": n_events[:, None] if iid else n_events[:, None, None]}
+    with torch.no_grad():
+        look = estimator.observe(x, design, **options)
     weight = torch.ones(x.shape[2]).double() if counts is None else counts.double()
 
     def log_likelihood(theta: Tensor) -> Tensor:
@@ -100,9 +118,17 @@ def _log_likelihood(estimator: Any, x: Tensor, design: Tensor | None, iid: bool,
     return log_likelihood
 
 
-def _observation(x_obs: Any, shape: tuple[int, ...] | None, estimator: Any, iid: bool, batch: bool) -> Tensor:
-    x = to_column("x_obs", x_obs)
+def _observation(
+    x_obs: Any, shape: tuple[int, ...] | None, estimator: Any, iid: bool, batch: bool, n_events: Any
+) -> tuple[Tensor, Tensor | None]:
+    """x (*, event) and, of runs of events, their numbers (*)."""
+    x, count = to_column("x_obs", x_obs), None
     extra = int(iid) + int(batch)
+    if getattr(estimator, "needs_n_events", False):
+        shape = shape or (estimator.n_max, *x.shape[extra + 1 :])
+        x, count = pad_events(x, shape, n_events, leading=extra)
+    elif n_events is not None:
+        raise InputError(f"n_events is given, and {type(estimator).__name__} reads x without it. Leave it out.")
     event = tuple(x.shape[extra:]) if shape is None else shape
     if event == (1,) and x.ndim == extra:
         x = x[..., None]  # numbers, where one number is an observation
@@ -121,7 +147,10 @@ def _observation(x_obs: Any, shape: tuple[int, ...] | None, estimator: Any, iid:
     labels = getattr(estimator, "categories", None)
     if labels is not None and bool(((x != x.round()) | (x < 0) | (x >= labels)).any()):
         raise InputError(f"x_obs holds values that are no label from 0 to {labels - 1}: {x.flatten()[:5].tolist()} ...")
-    return x
+    if (constants := getattr(estimator, "constants", None)) is not None:
+        places = torch.arange(x.shape[extra]).reshape(-1, *[1] * (len(event) - 1))
+        check_constant(x, constants, None if count is None else places < count.reshape(*count.shape, *[1] * len(event)))
+    return x, count
 
 
 def _design(design: Any, estimator: Any, leading: tuple[int, ...], iid: bool, batch: bool) -> Tensor:
@@ -142,6 +171,14 @@ def _design(design: Any, estimator: Any, leading: tuple[int, ...], iid: bool, ba
     elif not (iid and batch):
         value = value[None] if iid else value[:, None]
     return value[:, None]
+
+
+def _spread(posterior: GridPosterior) -> str:
+    """How far the means of an ensemble's members lie apart, at worst."""
+    if not posterior.members:
+        return "unchecked"
+    apart = torch.stack([member.mean for member in posterior.members]).std(0) / posterior.stddev
+    return f"{float(apart.max()):.2g} posterior sd between the means of {len(posterior.members)} trainings"
 
 
 def _resolution(posterior: GridPosterior) -> str:

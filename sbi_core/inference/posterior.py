@@ -1,12 +1,13 @@
 """What every posterior is: a distribution over theta that says what was checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from sbi_core.errors import InputError
 from sbi_core.parameters import Parameter
 
 
@@ -17,12 +18,29 @@ class Posterior(Distribution):
         parameters: the D axes of theta.
         verdicts: what was checked, and what came out; "unchecked" where nothing was.
         flags: what a careful reader should know, in sentences.
+        members: the posteriors of an ensemble's members one by one: what training left open.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (the base class declares it so)
     parameters: tuple[Parameter, ...]
     verdicts: Mapping[str, str]
     flags: Sequence[str]
+    members: "Sequence[Posterior]" = ()
+
+    def spread(self, read: Callable[["Posterior"], Tensor]) -> Tensor:
+        """Standard deviation over an ensemble's members of whatever is read from their posteriors.
+
+        Of the ensemble's own posterior the standard error is this over the root of the number of members.
+
+        Args:
+            read: such as `lambda posterior: posterior.mean`; it gives a tensor (*).
+
+        Raises:
+            InputError: if the posterior is not that of an ensemble.
+        """
+        if not self.members:
+            raise InputError("spread needs the posterior of an ensemble: infer(Ensemble([...]), ...).")
+        return torch.stack([torch.as_tensor(read(member)) for member in self.members]).std(0)
 
     def credible_interval(self, level: float = 0.683) -> tuple[Tensor, Tensor]:
         """Equal-tailed interval of each parameter: ends (*, D)."""

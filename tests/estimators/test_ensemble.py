@@ -52,6 +52,24 @@ def test_infer_reads_it():
     assert bool(torch.isfinite(posterior.mean).all())
 
 
+def test_the_spread_goes_into_what_is_inferred():
+    """Its posterior carries those of its members: what differs between them is what training left open."""
+    posterior = infer(Ensemble(members()), WORLD.prior, [0.5, -0.5])
+    each = torch.stack([infer(member, WORLD.prior, [0.5, -0.5]).mean for member in members()])
+    spread = posterior.spread(lambda read: read.mean)
+    assert torch.allclose(spread, each.std(0)) and bool((spread > 0).all())
+    worst = float((spread / posterior.stddev).max())
+    assert posterior.verdicts["spread of trainings"].startswith(f"{worst:.2g} posterior sd between the means of 5")
+    same = infer(Ensemble([members()[0]] * 3), WORLD.prior, [0.5, -0.5])
+    assert not bool((same.spread(lambda read: read.mean) > 1e-9).any()), "saboteur: one member three times"
+    alone = infer(members()[0], WORLD.prior, [0.5, -0.5])
+    assert alone.verdicts["spread of trainings"] == "unchecked"
+    with pytest.raises(InputError, match="spread needs the posterior of an ensemble"):
+        alone.spread(lambda read: read.mean)
+    rows_of = infer(Ensemble(members()), WORLD.prior, torch.zeros(3, 2).double(), batch=True)
+    assert rows_of.spread(lambda read: read.mean).shape == (3, 2)
+
+
 def test_it_returns_from_its_folder(tmp_path):
     both = Ensemble(members()[:2])
     back = load_estimator(both.save(tmp_path))

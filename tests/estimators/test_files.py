@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import random
 from functools import cache
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sbi_core import InputError, Parameter, Simulations, StoreError, simulate
+from sbi_core import InputError, Parameter, Simulations, StoreError, infer, simulate
 from sbi_core.estimators import Estimator, RatioEstimator, alices, fit, load_estimator
 from sbi_core.seeding import seeded
 from sbi_core.simulators import GaltonBoard, LinearGaussian
@@ -218,23 +219,60 @@ def test_saving_again_replaces(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["weights", "model.json"])
-@pytest.mark.parametrize("method", ["write_bytes", "replace"])
-def test_the_old_model_survives_a_save_that_fails(tmp_path, monkeypatch, broken, method):
+@pytest.mark.parametrize("moment", ["written", "flushed", "renamed"])
+def test_f54_the_old_model_survives_a_full_disk(tmp_path, monkeypatch, broken, moment):
     (first, data), second = trained(), other()
     first.save(tmp_path)
-    act = getattr(Path, method)
+    before, writes = files(tmp_path), []
 
-    def fail(path, content):
-        if path.name.startswith(broken):
-            if method == "write_bytes":
-                act(path, content[: len(content) // 2])
-            raise OSError("no space left on device")
-        return act(path, content)
+    def full(*arguments, **options):
+        writes.append(arguments)
+        if len(writes) > (broken == "model.json"):
+            raise OSError(28, "No space left on device")
+        return act(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, method, fail)
-        with pytest.raises(OSError, match="no space left"):
+        if moment == "renamed":
+            act = Path.replace
+            patch.setattr(Path, "replace", full)
+        elif moment == "flushed":
+            act = os.fsync
+            patch.setattr(os, "fsync", full)
+        else:
+            act = open
+            patch.setattr("sbi_core.estimators.files.open", full, raising=False)
+        with pytest.raises(StoreError, match=r"needs \d+ bytes.*as it was") as caught:
             second.save(tmp_path)
-    assert torch.equal(values(load_estimator(tmp_path), data), values(first, data))
+    assert "No space left" in str(caught.value) and str(tmp_path / broken) in str(caught.value)
+    assert files(tmp_path) == before, "nothing is left behind"
     second.save(tmp_path)
-    assert torch.equal(values(load_estimator(tmp_path), data), values(second, data))
+    assert torch.equal(values(load_estimator(tmp_path), data), values(second, data)) and files(tmp_path) != before
+
+
+def test_f54_a_file_that_may_not_grow(tmp_path):
+    """The operating system's own refusal, after some bytes."""
+    resource = pytest.importorskip("resource")
+    first, second = trained()[0], other()
+    before = files(first.save(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(StoreError, match=r"File too large.*needs \d+ bytes"):
+            second.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(tmp_path) == before
+
+
+def test_f60_the_file_says_what_it_is(tmp_path):
+    text = json.loads((trained("board")[0].save(tmp_path) / "model.json").read_text())
+    assert text["format"] == 1 and text["packages"]["sbi-core"] and text["packages"]["torch"]
+    assert text["git"] is None or len(text["git"].removesuffix("-dirty")) == 40
+    assert [axis["name"] for axis in text["estimator"]["designs"]] and text["estimator"]["x_shape"] == [1]
+    assert text["provenance"]["simulator"] == "GaltonBoard" and text["provenance"]["campaign_seed"] == 1
+
+
+def test_f60_another_layout_of_x_is_named(tmp_path):
+    back = load_estimator(trained()[0].save(tmp_path))
+    with pytest.raises(InputError, match=r"x_obs has shape \(3,\), expected \(2,\)"):
+        infer(back, LinearGaussian(2).prior, [0.0, 0.0, 0.0])

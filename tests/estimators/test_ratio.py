@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from sbi_core import InputError, Parameter, Simulations, simulate
+from sbi_core import InputError, Parameter, SbiWarning, Simulations, simulate
 from sbi_core.estimators import RatioEstimator
 from sbi_core.seeding import seeded
 from sbi_core.simulators import GaltonBoard, LinearGaussian
@@ -183,3 +183,48 @@ def test_initial_weights_do_not_depend_on_the_callers_random_state():
     with seeded(1):
         two.reset()
     assert not any(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+# The evidence
+
+
+class Exact(RatioEstimator):
+    """The exact log likelihood of a world, plus a term without theta."""
+
+    def __init__(self, world):
+        super().__init__(world.parameters, world.x_shape)
+        self.world = world
+
+    def observe(self, x, design=None):
+        return lambda theta: self.world.log_likelihood(theta, x) + x.sum(-1)
+
+
+def test_the_evidence_makes_a_ratio_of_f():
+    """theta ~ N(0, 1), x ~ N(theta, 5), hence x ~ N(0, 6): log p(x) within four standard errors of the average."""
+    world = LinearGaussian(1)
+    x = torch.tensor([[-3.0], [0.0], [1.0], [4.0]]).double()
+
+    def exact(variance):
+        return torch.distributions.Normal(0.0, variance**0.5).log_prob(x[:, 0]) + x.sum(-1)
+
+    found = Exact(world).log_evidence(x, prior=world.prior, n=40_000)
+    assert found.shape == (4,) and found.dtype == torch.float64
+    assert float((found - exact(6.0)).abs().max()) < 4 * 1.5 / 40_000**0.5
+    assert not float((found - exact(5.0)).abs().max()) < 4 * 1.5 / 40_000**0.5, "saboteur: without the prior's width"
+    assert torch.equal(found, Exact(world).log_evidence(x, prior=world.prior, n=40_000)), "seeded"
+    assert torch.allclose(Exact(world).log_evidence(x[None], prior=world.prior, n=40_000), found[None])
+
+
+def test_the_evidence_by_default_is_over_the_ranges():
+    head = Exact(LinearGaussian(1))
+    low, high = head.axes[0].low, head.axes[0].high
+    x = torch.zeros(1).double()
+    edges = torch.distributions.Normal(0.0, 5**0.5).cdf(torch.tensor([low, high]).double())
+    expected = ((edges[1] - edges[0]) / (high - low)).log()
+    assert float((head.log_evidence(x) - expected).abs()) < 4 / 100
+
+
+def test_an_evidence_from_few_draws_is_said():
+    head = Exact(LinearGaussian(1))
+    with pytest.warns(SbiWarning, match="of n = 150 draws of the prior only"):
+        head.log_evidence(torch.tensor([8.0]).double(), n=150)

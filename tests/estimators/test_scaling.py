@@ -120,6 +120,7 @@ class Watched(RatioEstimator):
         return super().adapt(rows)
 
 
+@pytest.mark.filterwarnings("ignore:x is extremely far out")
 def test_held_out_rows_reach_neither_scaling_nor_weights():
     axes = (Parameter("a", -10, 10), Parameter("b", -10, 10))
     data = simulate(LinearGaussian(2), 200, seed=1, progress=False)
