@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from sbi_core.errors import TrainingError
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.posterior import PosteriorEstimator
 from sbi_core.estimators.score import ScoreEstimator
@@ -93,6 +94,23 @@ def name_of(loss: Loss) -> str:
     """What messages and records call a loss."""
     function = function_of(loss)
     return getattr(function, "__name__", type(function).__name__)
+
+
+def check_head(loss: Loss, head: type[Estimator]) -> None:
+    """Raise `TrainingError` if a loss needs a density, or a score, that a class of estimators is not."""
+    wanted = getattr(function_of(loss), "density", "")
+    local = "score" in (wanted, head.normalized) and wanted != head.normalized
+    if local or name_of(loss) not in getattr(head, "learned_by", [name_of(loss)]):
+        raise TrainingError(
+            f"loss {name_of(loss)} does not go with {head.__name__}: sally learns a ScoreEstimator (estimator=score) "
+            "and nothing else, which nothing else learns, and rolr or rascal a DirectionEstimator."
+        )
+    if wanted and wanted != head.normalized:
+        name = {"x": "likelihood", "theta": "posterior"}[wanted]
+        raise TrainingError(
+            f"loss {name_of(loss)} needs a density of {wanted}, and {head.__name__} is none: nothing would bound it. "
+            f"Use estimator={name} ({name.capitalize()}Estimator), or another loss."
+        )
 
 
 @needs("theta_alt")

@@ -19,7 +19,7 @@ from sbi_core.estimators.batches import Source, prepare
 from sbi_core.estimators.checkpoints import Checkpoint, seed_of
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.loop import TROUBLE, Callback, Loop, Plan
-from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, function_of, name_of
+from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, check_head, name_of
 from sbi_core.estimators.streams import Split, split
 from sbi_core.gold_check import GoldCheck
 from sbi_core.priors import describe
@@ -145,11 +145,11 @@ def fit(
     seed = seed_of(checkpoint) if seed is None else seed
     seed = fresh_seed() if seed is None else seed
     for_split, for_weights, for_training, for_validation = SeedSequence(seed).spawn(4)
-    given = {"simulator": simulator, "contrasts": contrasts, "theta_ref": getattr(estimator, "theta_ref", None)}
+    theta_ref = getattr(estimator, "theta_ref", None)
     rows = split(
         data,
         estimator,
-        partial(prepare, loss, seed=seed, **given),
+        partial(prepare, loss, simulator=simulator, contrasts=contrasts, seed=seed, theta_ref=theta_ref),
         fraction=validation_fraction,
         generator=torch_generator(for_split),
         memory=memory,
@@ -202,23 +202,6 @@ def fit(
         if flag not in state.flags:  # those were said at once
             warnings.warn(flag, SbiWarning, stacklevel=2)
     return found
-
-
-def check_head(loss: Loss, head: type[Estimator]) -> None:
-    """Raise `TrainingError` if a loss needs a density, or a score, that a class of estimators is not."""
-    wanted = getattr(function_of(loss), "density", "")
-    local = "score" in (wanted, head.normalized) and wanted != head.normalized
-    if local or name_of(loss) not in getattr(head, "learned_by", [name_of(loss)]):
-        raise TrainingError(
-            f"loss {name_of(loss)} does not go with {head.__name__}: sally learns a ScoreEstimator (estimator=score) "
-            "and nothing else, which nothing else learns, and rolr or rascal a DirectionEstimator."
-        )
-    if wanted and wanted != head.normalized:
-        name = {"x": "likelihood", "theta": "posterior"}[wanted]
-        raise TrainingError(
-            f"loss {name_of(loss)} needs a density of {wanted}, and {head.__name__} is none: nothing would bound it. "
-            f"Use estimator={name} ({name.capitalize()}Estimator), or another loss."
-        )
 
 
 def _device(asked: str | torch.device) -> torch.device:

@@ -23,7 +23,7 @@ from sbi_core.conf.registry import build
 from sbi_core.errors import InputError, SbiError, SbiWarning, nearest
 from sbi_core.estimators import Estimator
 from sbi_core.estimators.batches import MIN_ROWS
-from sbi_core.estimators.training import check_head
+from sbi_core.estimators.losses import check_head
 from sbi_core.inference.grid import COARSE
 from sbi_core.observation import check_event, read_observation
 from sbi_core.priors import check_prior
