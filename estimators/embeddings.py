@@ -45,6 +45,7 @@ class Embedding(nn.Module):
 
     Attributes:
         features: width F of the output.
+        mixed_precision: whether products are taken in bfloat16 on a CUDA device; `fit` sets it while it trains.
         takes_n_events: whether the network reads the number of events in each row.
     """
 
@@ -62,6 +63,7 @@ class Embedding(nn.Module):
         self.symmetry = symmetry
         self.pooled = pooled
         self.described = dict(described or {})
+        self.mixed_precision = False
         self.takes_n_events = "n_events" in inspect.signature(network.forward).parameters
         self.features = _features(self)
 
@@ -85,7 +87,8 @@ class Embedding(nn.Module):
             raise InputError(f"n_events is given, and {name} does not read it. Use embedding('sets', x_shape).")
         if len(group) > 1:
             x = torch.cat([(torch.rot90(x, turns, (-2, -1)) if turns else x).flip(axes) for turns, axes in group])
-        seen: Tensor = self.network(x, **options)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.mixed_precision and x.is_cuda):
+            seen: Tensor = self.network(x, **options).float()
         return seen.unflatten(0, (len(group), rows)).mean(0) if len(group) > 1 else seen
 
 

@@ -39,6 +39,9 @@ MEMORY = 2e9
 VISITS, VISITED = 8, 2000
 """Held-out rows are looked at with several draws of contrasts, up to so many and until there are so many pairs ..."""
 
+DECAY = 500
+"""Weight decay times rows; never above 1."""
+
 TOLERANCE = 1.0
 """Standard errors by which held-out losses must be worse to count, where gold draws labels anew: what is learned last
 is best then, and the lowest of many looks is luck. Without gold, the lowest counts."""
@@ -91,6 +94,7 @@ def fit(
     learning_rate: float = 3e-3,
     contrasts: int = 2,
     device: str | torch.device = "auto",
+    mixed_precision: bool = True,
     memory: float = MEMORY,
     checkpoint: str | Path | None = None,
     callback: Callback | None = None,
@@ -123,6 +127,7 @@ def fit(
         learning_rate: the highest of the schedule.
         contrasts: contrasts per row and visit.
         device: where the network is trained; "auto" takes a CUDA device if there is one.
+        mixed_precision: on a CUDA device, let the embedding take products in bfloat16; all else stays in float32.
         memory: bytes of rows above which a store is streamed.
         checkpoint: folder for the state of the training; the same call carries on from what is there, and on the CPU
             ends with the same bits as without the interruption. Without it nothing is written.
@@ -168,6 +173,8 @@ def fit(
     state = Checkpoint(checkpoint, _identity(facts, loss, estimator, plan, contrasts))
     with seeded(for_validation):
         held = _held(rows.validation, place)
+    if model.embedding is not None:
+        model.embedding.mixed_precision = mixed_precision
     loop = Loop(model, loss, plan)
     with seeded(for_training), one_thread():
         state.resume(loop, rows.training)
@@ -182,6 +189,8 @@ def fit(
     model.load_state_dict(loop.kept)
     model.trained |= loop.best_epoch > 0
     model.to("cpu").eval()
+    if model.embedding is not None:
+        model.embedding.mixed_precision = False
     model.normalise(rows.sample.rows, rows.sample.weight)
     model.provenance = {**facts, "flags": flags}
     found = Fit(
@@ -222,7 +231,7 @@ def _plan(
     batch = batch or min(max((n + len(rows.validation)) // 20, 128), 512)
     steps, tolerance = rows.training.steps(batch), TOLERANCE if rows.validation.here is not None else 0.0
     epochs = epochs or max(1, min(max(EPOCHS, math.ceil(STEPS / steps)), MOST_STEPS // steps))
-    return Plan(epochs, steps, batch, patience or max(1, epochs // 3), rate, min(1.0, 500 / n), tolerance, device)
+    return Plan(epochs, steps, batch, patience or max(1, epochs // 3), rate, min(1.0, DECAY / n), tolerance, device)
 
 
 def _held(validation: Source, device: torch.device) -> list[Batch]:
