@@ -1,7 +1,6 @@
 """Networks that read an observation: scaled x (N, *x_shape) -> (N, features). Theta and design join afterwards.
 
 By name from the declared shape, or a user's own module in one line:
-
 >>> embedding("cnn", (64, 64), features=16, symmetry="dihedral").features
 16
 >>> as_embedding(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 4)).features
@@ -32,9 +31,7 @@ SYMMETRIES: dict[str, list[tuple[int, tuple[int, ...]]]] = {
 
 
 class Embedding(nn.Module):
-    """A network averaged over a group's copies of x, hence invariant under the group: (N, *x_shape) -> (N, features).
-
-    It costs one pass for each element: 4 for flips and rotations, 8 for dihedral, 2 for reversal.
+    """A network averaged over a group's copies of x, hence invariant: (N, *x_shape) -> (N, features), a pass for each.
 
     Args:
         network: maps x (N, *x_shape) to (N, F); a keyword `n_events` of its forward receives a tensor (N,).
@@ -88,7 +85,8 @@ class Embedding(nn.Module):
         if len(group) > 1:
             x = torch.cat([(torch.rot90(x, turns, (-2, -1)) if turns else x).flip(axes) for turns, axes in group])
         with torch.autocast("cuda", torch.bfloat16, enabled=self.mixed_precision and x.is_cuda):
-            seen: Tensor = self.network(x, **options).float()
+            seen: Tensor = self.network(x, **options)
+        seen = seen.to(x.dtype) if self.mixed_precision else seen
         return seen.unflatten(0, (len(group), rows)).mean(0) if len(group) > 1 else seen
 
 

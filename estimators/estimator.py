@@ -48,11 +48,13 @@ class Estimator(nn.Module, abc.ABC):
         normalized: what the estimator is a density of, "x" or "theta"; empty for a ratio. Class attribute.
         uncounted: what to do about runs of events that it cannot count, in words. Class attribute.
         features: how many numbers a network reads of one x.
+        decay: weight decay times training rows that suits it by default. Class attribute.
     """
 
     trained: Tensor
     always_full: Tensor
     normalized = ""
+    decay = 500.0
     uncounted = "Build it with from_data(data), or counted=True."
 
     def __init__(

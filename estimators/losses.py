@@ -69,17 +69,18 @@ class Batch:
         return replace(self, **{name: change(name, value) for name, value in pairs if value is not None})
 
 
-def needs(*columns: str, clips: bool = False, density: str = "") -> Callable[[Loss], Loss]:
+def needs(*columns: str, clips: bool = False, density: str = "", contrasts: int = 2) -> Callable[[Loss], Loss]:
     """Say what a loss reads and wants.
 
     Args:
         columns: of a `Batch`, beyond theta and x.
         clips: whether it clips joint ratios.
         density: what the estimator must be a normalised density of, "x" or "theta"; "score" if it must be a score.
+        contrasts: how many contrasts to a row serve it well by default.
     """
 
     def mark(loss: Loss) -> Loss:
-        loss.needs, loss.clips, loss.density = columns, clips, density  # type: ignore[attr-defined]
+        loss.needs, loss.clips, loss.density, loss.contrasts = columns, clips, density, contrasts  # type: ignore[attr-defined]
         return loss
 
     return mark
@@ -172,7 +173,7 @@ def rascal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
     return _ratio_error(logits, batch) + alpha * error
 
 
-@needs("theta_alt")
+@needs("theta_alt", contrasts=9)
 def nre(estimator: Estimator, batch: Batch) -> Tensor:
     """Which of 1 + C thetas made x: minus the mean of log softmax(f(theta_k, x))_0, the row's own theta first, ().
 

@@ -35,6 +35,8 @@ class RatioEstimator(Estimator):
         torch.Size([100])
     """
 
+    decay = 50.0  # a tenth of what flows want: where posteriors are narrow, f must be steep
+
     def __init__(
         self,
         parameters: Sequence[Parameter],

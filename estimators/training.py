@@ -6,6 +6,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from sbi_core.estimators.batches import Source, prepare
 from sbi_core.estimators.checkpoints import Checkpoint, seed_of
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.loop import TROUBLE, Callback, Loop, Plan
-from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, check_head, name_of
+from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, check_head, function_of, name_of
 from sbi_core.estimators.streams import Split, split
 from sbi_core.gold_check import GoldCheck
 from sbi_core.priors import describe
@@ -38,9 +39,6 @@ MEMORY = 2e9
 
 VISITS, VISITED = 8, 2000
 """Held-out rows are looked at with several draws of contrasts, up to so many and until there are so many pairs ..."""
-
-DECAY = 500
-"""Weight decay times rows; never above 1."""
 
 TOLERANCE = 1.0
 """Standard errors by which held-out losses must be worse to count, where gold draws labels anew: what is learned last
@@ -92,7 +90,8 @@ def fit(
     validation_fraction: float = 0.1,
     patience: int | None = None,
     learning_rate: float = 3e-3,
-    contrasts: int = 2,
+    weight_decay: float | None = None,
+    contrasts: int | None = None,
     device: str | torch.device = "auto",
     mixed_precision: bool = True,
     memory: float = MEMORY,
@@ -104,13 +103,13 @@ def fit(
 ) -> Fit:
     """Train a copy of an estimator.
 
-    AdamW with a cosine schedule that ends at zero, weight decay 500 / rows (at most 1), gradients clipped at norm 5,
-    float32 network and float64 gold. What is kept are running averages of the weights (see `Loop`), those with the
-    lowest loss on held-out rows; where gold draws labels anew, the latest within one standard error of it. Contrasts
-    theta_alt (N, C, D) are drawn from the recorded proposal (else from the other rows' theta), afresh at every visit
-    of a row, with the joint log ratio from the simulator's `log_joint`, and the row's own theta is drawn again among
-    them (see `Source`); stored contrasts serve where z or the simulator is absent. A store larger than `memory` is
-    streamed (see `Stream`), held-out rows are then whole chunks.
+    AdamW with a cosine schedule that ends at zero, gradients clipped at norm 5, float32 network and float64 gold. What
+    is kept are running averages of the weights (see `Loop`), those with the lowest loss on held-out rows; where gold
+    draws labels anew, the latest within one standard error of it. Contrasts theta_alt (N, C, D) are drawn from the
+    recorded proposal (else from the other rows' theta), afresh at every visit of a row, with the joint log ratio from
+    the simulator's `log_joint`, and the row's own theta is drawn again among them (see `Source`); stored contrasts
+    serve where z or the simulator is absent. A store larger than `memory` is streamed (see `Stream`), held-out rows
+    are then whole chunks.
 
     Args:
         estimator: what to train; it is not changed. One that is untrained gets new weights and scaling, one that is
@@ -125,7 +124,8 @@ def fit(
         validation_fraction: share of rows held out, above 0 and below 1.
         patience: epochs without a better held-out loss; a third of `max_epochs` by default.
         learning_rate: the highest of the schedule.
-        contrasts: contrasts per row and visit.
+        weight_decay: of matrices; by default `estimator.decay` / rows, at most 1.
+        contrasts: contrasts per row and visit; by default what suits the loss: 9 for `nre`, 2 for the others.
         device: where the network is trained; "auto" takes a CUDA device if there is one.
         mixed_precision: on a CUDA device, let the embedding take products in bfloat16; all else stays in float32.
         memory: bytes of rows above which a store is streamed.
@@ -143,8 +143,9 @@ def fit(
         TrainingError: for an unusable option, a checkpoint of another training, or a loss that is not finite; then
             its `fit` holds the best weights so far.
     """
+    _check_options(locals())
     started = time.perf_counter()
-    _check_options(batch_size, validation_fraction, learning_rate, max_epochs, patience, contrasts, memory)
+    contrasts = getattr(function_of(loss), "contrasts", 2) if contrasts is None else contrasts
     check_head(loss, type(estimator))
     place = _device(device)
     seed = seed_of(checkpoint) if seed is None else seed
@@ -161,7 +162,8 @@ def fit(
         check=gold_check,
         invalid=invalid,
     )
-    plan = _plan(rows, max_epochs, batch_size, patience, learning_rate, place)
+    decay = min(1.0, estimator.decay / len(rows.training)) if weight_decay is None else weight_decay
+    plan = _plan(rows, max_epochs, batch_size, patience, learning_rate, decay, place)
     model, flags = copy.deepcopy(estimator), list(rows.flags)
     if not model.trained:
         with seeded(for_weights):
@@ -225,13 +227,18 @@ def _device(asked: str | torch.device) -> torch.device:
 
 
 def _plan(
-    rows: Split, epochs: int | None, batch: int | None, patience: int | None, rate: float, device: torch.device
+    rows: Split,
+    epochs: int | None,
+    batch: int | None,
+    patience: int | None,
+    rate: float,
+    decay: float,
+    device: torch.device,
 ) -> Plan:
-    n = len(rows.training)
-    batch = batch or min(max((n + len(rows.validation)) // 20, 128), 512)
+    batch = batch or min(max((len(rows.training) + len(rows.validation)) // 20, 128), 512)
     steps, tolerance = rows.training.steps(batch), TOLERANCE if rows.validation.here is not None else 0.0
     epochs = epochs or max(1, min(max(EPOCHS, math.ceil(STEPS / steps)), MOST_STEPS // steps))
-    return Plan(epochs, steps, batch, patience or max(1, epochs // 3), rate, min(1.0, DECAY / n), tolerance, device)
+    return Plan(epochs, steps, batch, patience or max(1, epochs // 3), rate, decay, tolerance, device)
 
 
 def _held(validation: Source, device: torch.device) -> list[Batch]:
@@ -290,24 +297,19 @@ def _trouble(found: Fit, loop: Loop, checkpoint: str | Path | None) -> TrainingE
     return error
 
 
-def _check_options(
-    batch: int | None,
-    fraction: float,
-    rate: float,
-    epochs: int | None,
-    patience: int | None,
-    contrasts: int,
-    memory: float,
-) -> None:
-    checks: tuple[tuple[str, Any, bool, str], ...] = (
-        ("batch_size", batch, batch is None or batch >= 1, "at least 1"),
-        ("validation_fraction", fraction, 0 < fraction < 1, "above 0 and below 1"),
-        ("learning_rate", rate, rate > 0 and math.isfinite(rate), "above 0"),
-        ("max_epochs", epochs, epochs is None or epochs >= 1, "at least 1"),
-        ("patience", patience, patience is None or patience >= 1, "at least 1"),
-        ("contrasts", contrasts, contrasts >= 1, "at least 1"),
-        ("memory", memory, memory > 0, "above 0 bytes"),
-    )
-    for name, value, good, expected in checks:
-        if not good:
-            raise TrainingError(f"{name} = {value}, expected {expected}.")
+_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "batch_size": (lambda value: value is None or value >= 1, "at least 1"),
+    "validation_fraction": (lambda value: 0 < value < 1, "above 0 and below 1"),
+    "learning_rate": (lambda value: 0 < value < math.inf, "above 0"),
+    "weight_decay": (lambda value: value is None or 0 <= value < math.inf, "at least 0"),
+    "max_epochs": (lambda value: value is None or value >= 1, "at least 1"),
+    "patience": (lambda value: value is None or value >= 1, "at least 1"),
+    "contrasts": (lambda value: value is None or value >= 1, "at least 1"),
+    "memory": (lambda value: value > 0, "above 0 bytes"),
+}
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    for name, (good, expected) in _OPTIONS.items():
+        if not good(given[name]):
+            raise TrainingError(f"{name} = {given[name]}, expected {expected}.")

@@ -58,7 +58,11 @@ RULES: dict[str, Rule] = {
     "training.validation_fraction": _PART,
     "training.patience": _whole(1, or_null=True),
     "training.learning_rate": _RATE,
-    "training.contrasts": _whole(1),
+    "training.contrasts": _whole(1, or_null=True),
+    "training.weight_decay": (
+        lambda value: value is None or (type(value) in (int, float) and 0 <= value < math.inf),
+        "a number, at least 0 (or null)",
+    ),
     "training.invalid": (lambda value: value in ("error", "drop"), "error or drop"),
 }
 
