@@ -94,9 +94,10 @@ class Loop:
         self.model, self.loss, self.plan = model.to(plan.device).train(), loss, plan
         self.average = copy.deepcopy(model).eval()
         self.weights, self.averages = ([*map(Tensor.detach, net.parameters())] for net in (self.model, self.average))
+        self.trained = list(model.parameters())
         groups = [
-            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": plan.weight_decay},
-            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": plan.weight_decay},
+            {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
         self.steps = self.epoch = self.best_epoch = 0
@@ -156,7 +157,7 @@ class Loop:
         self.optimizer.zero_grad()
         value = self.loss(self.model, batch)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(self.trained, 5.0)
         self.optimizer.step()
         self.steps += 1
         torch._foreach_lerp_(self.averages, self.weights, 1 - (1 - 1 / self.steps) ** (AVERAGED + 1))

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 _BULK = 6.0
 """Standard units beyond which inputs grow only logarithmically, so that a wild row cannot blow up the network."""
 
+_WILD = 1e30
+"""Standard units at which inputs end, so that float32 can hold them."""
+
 ENOUGH = 1_000_000
 """Numbers from which a quantile is read, at most; of more, so many are drawn."""
 
@@ -116,11 +119,10 @@ class Scaler(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Scale values (*, W) to float32 (*, W)."""
-        unit = (values.to(torch.float64) - self.shift) / self.scale
-        size = unit.abs()
-        tail = _BULK + torch.log1p((size - _BULK).clamp(min=0.0))
-        unit = torch.where(size > _BULK, unit.sign() * tail, unit)
-        return torch.where(self.used, unit, 0.0).to(torch.float32)
+        unit = ((values.to(torch.float64) - self.shift) / self.scale).clamp(-_WILD, _WILD).to(torch.float32)
+        bulk = unit.clamp(-_BULK, _BULK)
+        beyond = unit - bulk
+        return torch.where(self.used, bulk + beyond.sign() * torch.log1p(beyond.abs()), 0.0)
 
 
 def _location(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
