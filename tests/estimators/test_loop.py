@@ -1,0 +1,49 @@
+"""When training ends, and which weights are kept."""
+
+import pytest
+import torch
+from measures import z_of_mean
+from runs import quick, rows
+from test_training import Silent, squared_errors
+
+from sbi_core.estimators import carl
+
+
+def test_patience_ends_training_and_the_best_weights_are_kept():
+    """50 training rows, a large network and a high rate: without stopping, the ratio is worse than saying nothing."""
+    options = {"validation_fraction": 0.95, "max_epochs": 150, "batch_size": 16, "learning_rate": 1e-2}
+    options |= {"simulator": None, "hidden": (64, 64)}
+    stopped = quick(rows(1000), carl, patience=15, **options)
+    endless = quick(rows(1000), carl, patience=150, **options)
+    assert (stopped.ended, endless.ended) == ("patience", "budget")
+    assert stopped.history["epoch"][-1] == stopped.best_epoch + 15 < 150 == endless.history["epoch"][-1]
+    length = len(stopped.history["epoch"])
+    assert stopped.history["validation"] == endless.history["validation"][:length], "the same run until then"
+    assert min(stopped.history["validation"]) == stopped.history["validation"][stopped.best_epoch - 1]
+    assert stopped.flags == endless.flags == ()
+    gain = squared_errors(Silent()) - squared_errors(stopped.estimator)
+    assert gain.mean() > 0 and z_of_mean(gain) > 4
+    assert endless.best_epoch < 150 and endless.history["validation"][-1] > min(endless.history["validation"]) + 0.01
+
+
+def test_what_is_kept_is_an_average_of_the_weights():
+    """One step: the average is the weight after it, as step s of t has the share (s/t)^8."""
+    data, seen = rows()[:40], []
+
+    def watching(estimator, batch):
+        if torch.is_grad_enabled():
+            seen.append(estimator.network[0].weight.detach().clone())
+        return carl(estimator, batch)
+
+    run = quick(data, watching, max_epochs=4, batch_size=100, patience=9)
+    shares = [1.0]
+    for step in range(2, 5):
+        rate = 1 - (1 - 1 / step) ** 9
+        shares = [share * (1 - rate) for share in shares] + [rate]
+    assert run.best_epoch == 4, "so that all four steps are in it"
+    kept = run.estimator.network[0].weight
+    expected = sum(share * weight for share, weight in zip(shares[:-1], seen[1:], strict=True))
+    last = (kept - expected) / shares[-1]
+    assert sum(shares) == pytest.approx(1) and shares[-1] > 0.9
+    assert (last - seen[-1]).abs().max() <= 3e-3, "a step of Adam is at most its learning rate"
+    assert (kept - seen[-1]).abs().max() > 0
