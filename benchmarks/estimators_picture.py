@@ -60,11 +60,11 @@ def _pairs(axes: Any, rows: Sequence[Row]) -> None:
                 at += 1
         if floor:
             axes.hlines(np.mean(list(floor.values())), start - 0.5, at - 0.5, color="0.6", lw=1)
-        axes.text((start + at - 1) / 2, 1.015, problem, ha="center", fontsize=9)
+        axes.text((start + at - 1) / 2, 1.05, problem, ha="center", fontsize=9)
         at += 0.8
     axes.plot([], [], "o", color="#4477AA", label="here")
     axes.plot([], [], "o", mfc="white", mec="#CC6677", mew=1.5, label="sbi 0.27")
     axes.plot([], [], color="0.6", lw=1, label="exact likelihood")
     axes.set_xticks([place for place, _ in ticks], [name for _, name in ticks], rotation=90, fontsize=8)
-    axes.set(ylabel="C2ST (0.5 is perfect)", ylim=(0.44, 1.05))
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.96))
+    axes.set(ylabel="C2ST (0.5 is perfect)", ylim=(0.44, 1.08), xlim=(-0.8, at - 1))
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0.95), ncols=3)

@@ -160,7 +160,7 @@ def _posteriors(rows: Sequence[Row], folder: Path) -> str:
     for problem in PROBLEMS:
         floor = quality(rows, problem, "exact", "exact", 0)
         if floor:
-            lines.append([f"{problem}, exact likelihood", "", f"{np.mean(list(floor.values())):.3f}", "", "", ""])
+            lines.append([f"{problem}, exact likelihood", f"{np.mean(list(floor.values())):.3f}", *[""] * 4])
         for method in PEERS:
             for n in SIZES:
                 both = [(problem, method, library, n) for library in ("sbi_core", "sbi")]
@@ -186,7 +186,7 @@ def _posteriors(rows: Sequence[Row], folder: Path) -> str:
             lines.append([f"mean over {len(each)} cells, {name}", "", "", f"{np.mean(each):+.3f}{judged}", "", ""])
     head = ["C2ST", "here", "sbi 0.27", "difference, paired", "here: offset / log spread", "sbi: offset / log spread"]
     source = "published samples" if folder.name == "sbibm" else f"thinned samples in {folder.name}/"
-    about = f"Posteriors, {SAMPLES} samples a side, observations {OBSERVATIONS}, against {source}; Bernoulli GLM: own"
+    about = f"Posteriors, {SAMPLES} samples a side, observations {OBSERVATIONS}; {source}, of Bernoulli GLM own:"
     return about + "\n\n" + _frame(head, lines)
 
 

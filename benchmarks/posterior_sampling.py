@@ -1,10 +1,11 @@
 """Samples of a posterior from any log likelihood, the same way for every library, and how far they are from the truth.
 
 sbi's default sampler (vectorised slice sampling, 20 chains) moves one coordinate of 20 points at a time: it takes one
-to three minutes an observation, and on SLCP leaves whole modes out, whichever estimator it reads. Here a population is
-tempered from the prior to the posterior, which finds the modes with their weights.
+to three minutes an observation, and on SLCP its 20 chains do not pass between the modes, whichever estimator they read.
+Here a population is tempered from the prior to the posterior and then jumps between the modes.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -20,11 +21,17 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily, Mu
 LogLikelihood = Callable[[Tensor], Tensor]
 """theta (M, D), float64, inside the prior -> nats (M,)."""
 
+State = tuple[Tensor, ...]
+"""A population: theta (M, D), log prior (M,), log likelihood (M,)."""
+
+Valuation = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""theta (M, D) -> log prior (M,), log likelihood (M,)."""
+
 CANDIDATES, PARTICLES = 20_000, 2000
 """Draws of the prior at the start, and population from the first resampling on."""
 
 MOVES, LAST_MOVES, REFITS, COMPONENTS = 5, 40, 10, 12
-"""Rounds of moves at each temperature, and at the end."""
+"""Rounds of moves at each temperature and at the end; so many rounds between fits of a mixture, and its parts."""
 
 
 def tempered_sample(log_likelihood: LogLikelihood, prior: Distribution, n: int) -> Tensor:
@@ -32,12 +39,13 @@ def tempered_sample(log_likelihood: LogLikelihood, prior: Distribution, n: int) 
 
     Sequential Monte Carlo (Del Moral, Doucet & Jasra 2006) through prior * exp(b log_likelihood), each b such that half
     the population counts, with moves by differential evolution (ter Braak 2006): theta + g (theta_i - theta_j), where i
-    and j are of the other half of the population, so the proposal is symmetric. One move in ten has g = 1, which jumps
-    between modes.
+    and j are of the other half of the population, so the proposal is symmetric. At the end every second move is a
+    jump to a draw of a mixture of normals, fitted to the other half and corrected for: that gives the modes their
+    weights, which tempering alone does not on SLCP (C2ST .55 to .70 with the exact likelihood, .48 to .50 with jumps).
     """
 
     def value_of(theta: Tensor) -> tuple[Tensor, Tensor]:
-        """log prior and log likelihood, (M,) each; the estimator is asked inside the prior only."""
+        """The estimator is asked inside the prior only."""
         before = prior.log_prob(theta)
         found = torch.full_like(before, -torch.inf)
         inside = before.isfinite()
@@ -46,24 +54,26 @@ def tempered_sample(log_likelihood: LogLikelihood, prior: Distribution, n: int) 
         return before, found
 
     theta = prior.sample(torch.Size([CANDIDATES])).double()
-    before, value = value_of(theta)
+    state: State = (theta, *value_of(theta))
+    if int(state[2].isfinite().sum()) < PARTICLES // 2:
+        raise ValueError("the log likelihood is not finite in most of the prior.")
     heat = 0.0
     while heat < 1:
+        value = state[2]
         step = _step(value, 1 - heat, PARTICLES // 2)
-        weight = torch.softmax(torch.where(value.isfinite(), step * value, -torch.inf), 0)
-        chosen = _resample(weight, PARTICLES)
-        theta, before, value = theta[chosen], before[chosen], value[chosen]
+        chosen = _resample(torch.softmax(step * value, 0), PARTICLES)
+        state = tuple(column[chosen] for column in state)
         heat = 1.0 if heat + step > 1 - 1e-9 else heat + step
         for _ in range(MOVES):
-            theta, before, value = _move(theta, before, value, heat, value_of)
+            state = _move(state, heat, value_of)
     for k in range(LAST_MOVES):
         if k % REFITS == 0:
             halves = torch.randperm(PARTICLES).tensor_split(2)
-            mixtures = [_Mixture(theta[half]) for half in halves]
-        for mine, mixture in zip(halves, mixtures[::-1], strict=True):
-            theta, before, value = _jump(theta, before, value, mine, mixture, value_of)
-        theta, before, value = _move(theta, before, value, 1.0, value_of)
-    return theta[torch.randperm(PARTICLES)[:n]]
+            mixtures = [_Mixture(state[0][half]) for half in halves]
+        for mine, other in zip(halves, mixtures[::-1], strict=True):
+            state = _jump(state, mine, other, value_of)
+        state = _move(state, 1.0, value_of)
+    return state[0][torch.randperm(PARTICLES)[:n]]
 
 
 def _step(value: Tensor, most: float, wanted: float) -> float:
@@ -89,23 +99,35 @@ def _resample(weight: Tensor, n: int) -> Tensor:
     return found[torch.randperm(n)]
 
 
-def _move(
-    theta: Tensor, before: Tensor, value: Tensor, heat: float, value_of: Callable[[Tensor], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _move(state: State, heat: float, value_of: Valuation) -> State:
     """One Metropolis round: each half of the population moves by differences of the other."""
-    theta, before, value = theta.clone(), before.clone(), value.clone()
-    order, dims = torch.randperm(len(theta)), theta.shape[1]
-    halves = order.tensor_split(2)
+    theta = state[0]
+    halves, dims = torch.randperm(len(theta)).tensor_split(2), theta.shape[1]
     for mine, other in (halves, halves[::-1]):
         i, j = other[torch.randint(len(other), (2, len(mine)))]
-        size = 2.38 / (2 * dims) ** 0.5 * torch.exp(torch.rand(len(mine)) * np.log(0.05)).double()
+        size = 2.38 / (2 * dims) ** 0.5 * torch.exp(torch.rand(len(mine)) * math.log(0.05)).double()
         size = torch.where(torch.rand(len(mine)) < 0.1, 1.0, size)
+        theta = state[0]
         new = theta[mine] + size[:, None] * (theta[i] - theta[j])
-        prior_there, there = value_of(new)
-        gain = prior_there - before[mine] + heat * (there - value[mine])
-        take = torch.rand(len(mine)).double().log() < gain
-        took = mine[take]
-        theta[took], before[took], value[took] = new[take], prior_there[take], there[take]
+        state = _take(state, mine, new, torch.zeros(len(mine)).double(), heat, value_of)
+    return state
+
+
+def _jump(state: State, mine: Tensor, mixture: "_Mixture", value_of: Valuation) -> State:
+    """Metropolis for the particles `mine` with proposals from a mixture that was fitted to the others."""
+    new = mixture.sample(len(mine))
+    correction = mixture.log_prob(state[0][mine]) - mixture.log_prob(new)
+    return _take(state, mine, new, correction, 1.0, value_of)
+
+
+def _take(state: State, mine: Tensor, new: Tensor, correction: Tensor, heat: float, value_of: Valuation) -> State:
+    """Accept or refuse the proposals `new` (m, D) for the particles `mine` (m,)."""
+    theta, before, value = (column.clone() for column in state)
+    before_new, value_new = value_of(new)
+    gain = before_new - before[mine] + heat * (value_new - value[mine]) + correction
+    accepted = torch.rand(len(mine)).double().log() < gain
+    took = mine[accepted]
+    theta[took], before[took], value[took] = new[accepted], before_new[accepted], value_new[accepted]
     return theta, before, value
 
 
@@ -114,37 +136,22 @@ class _Mixture:
 
     def __init__(self, theta: Tensor) -> None:
         self.shift, self.scale = theta.mean(0), theta.std(0)
+        mixture = GaussianMixture(COMPONENTS, reg_covar=1e-4, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            found = GaussianMixture(COMPONENTS, reg_covar=1e-4, random_state=0).fit(
-                ((theta - self.shift) / self.scale).numpy()
-            )
-        weight, mean, cov = (torch.from_numpy(v) for v in (found.weights_, found.means_, found.covariances_))
-        wide = torch.cat([cov * 1.2, cov * 6])
-        each = MultivariateNormal(torch.cat([mean, mean]), wide)
-        self.density = MixtureSameFamily(Categorical(torch.cat([0.8 * weight, 0.2 * weight])), each)
+            mixture.fit(((theta - self.shift) / self.scale).numpy())
+        weight, mean, width = map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_))
+        parts = MultivariateNormal(torch.cat([mean, mean]), torch.cat([1.2 * width, 6 * width]))
+        self.density = MixtureSameFamily(Categorical(torch.cat([0.8 * weight, 0.2 * weight])), parts)
 
     def sample(self, n: int) -> Tensor:
-        return self.shift + self.scale * self.density.sample((n,))
+        """Draw (n, D)."""
+        return self.shift + self.scale * self.density.sample(torch.Size([n]))
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        return self.density.log_prob((theta - self.shift) / self.scale)
-
-
-def _jump(theta, before, value, mine, mixture, value_of):
-    """One independent Metropolis move of the particles `mine` by a mixture fitted to the others."""
-    theta, before, value = theta.clone(), before.clone(), value.clone()
-    new = mixture.sample(len(mine))
-    prior_there, there = value_of(new)
-    gain = prior_there - before[mine] + there - value[mine] + mixture.log_prob(theta[mine]) - mixture.log_prob(new)
-    take = torch.rand(len(mine)).double().log() < gain
-    STAT.append(float(take.double().mean()))
-    took = mine[take]
-    theta[took], before[took], value[took] = new[take], prior_there[take], there[take]
-    return theta, before, value
-
-
-STAT = []
+        """Log density at theta (M, D) up to a constant, (M,)."""
+        found: Tensor = self.density.log_prob((theta - self.shift) / self.scale)
+        return found
 
 
 def c2st(samples: Tensor, truth: Tensor, seed: int) -> float:
