@@ -4,26 +4,16 @@ from typing import Any
 
 import torch
 from estimator_methods import train
+from galton_gold import BOARD, pair_errors
 from torch import Tensor
 from torch.distributions import Independent, Uniform
 
 from sbi_core import Simulations, joint_score, simulate
 from sbi_core.estimators import Estimator
-from sbi_core.simulators import GaltonBoard, LinearGaussian
+from sbi_core.simulators import LinearGaussian
 
-BOARD = GaltonBoard()
-SLOTS = torch.arange(5.0, 26.0)[:, None]
 WORLD = LinearGaussian(10)
 TRIPLES = 20_000
-
-
-def pair_errors(estimator: Estimator, theta: Tensor) -> Tensor:
-    """Return sum_x p(x | theta_j) (log r_hat - log r)^2 for all pairs of theta (T, 1), as (T, T), nats squared."""
-    with torch.no_grad():
-        learned = estimator.log_likelihood(theta[:, None], SLOTS).double()
-    exact = BOARD.log_likelihood(theta[:, None], SLOTS)
-    wrong = learned - exact
-    return ((wrong[:, None] - wrong[None, :]) ** 2 * exact.exp()[None]).sum(-1)
 
 
 def galton_cell(method: str, simulations: int, seed: int) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ class Checkpoint:
             replace_file(self.path, _packed(self.identity, loop, rows))
         except (OSError, StoreError) as error:
             if not self.flags:
-                self.flags.append(f"no checkpoint since epoch {loop.epoch}: {error}")
+                self.flags.append(f"the checkpoint of epoch {loop.epoch} was not written: {error}")
                 warnings.warn(self.flags[0], SbiWarning, stacklevel=2)
         self.written = time.monotonic()
 

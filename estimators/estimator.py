@@ -204,15 +204,14 @@ class Estimator(nn.Module, abc.ABC):
         with seeded(seed):
             theta = (prior or UniformPrior(self.axes)).sample(torch.Size([n])).double().to(x.device)
         step = max(1, 200_000 // max(1, math.prod(x.shape[: len(axes)])))
-        value = torch.cat([look(part.reshape(-1, *axes, len(self.axes))).double() for part in theta.split(step)])
-        total, squares = value.logsumexp(0), (2 * value).logsumexp(0)
+        total = squares = torch.tensor(-torch.inf, dtype=torch.float64, device=x.device)
+        for part in theta.split(step):
+            value = look(part.reshape(-1, *axes, len(self.axes))).double()
+            total, squares = total.logaddexp(value.logsumexp(0)), squares.logaddexp((2 * value).logsumexp(0))
         effective = float((2 * total - squares).exp().min())
         if effective < 100:
-            warnings.warn(
-                f"log_evidence: of n = {n} draws of the prior only {effective:.0f} matter for some x. Raise n.",
-                SbiWarning,
-                stacklevel=3,
-            )
+            text = f"log_evidence: of n = {n} draws of the prior only {effective:.0f} matter for some x. Raise n."
+            warnings.warn(text, SbiWarning, stacklevel=3)
         return total - math.log(n)
 
     @property

@@ -80,9 +80,9 @@ class Loop:
     """A network, the running average of its weights, the optimiser and the record; `run` carries on from there.
 
     The averaged weights are the ones that are looked at, and the latest that are not worse than the best are kept.
-    After t steps step s has the weight (s/t)^`AVERAGED`: Karras et al., arXiv:2312.02696, eq. 2. While the learning
-    rate is high this does what the end of the schedule would do, so that looks at different epochs compare, and
-    training can be stopped at any of them.
+    After t steps step s has the weight (s/t)^`AVERAGED`: Karras et al., arXiv:2312.02696, section 3.1. While the
+    learning rate is high this does what the end of the schedule would do, so that looks at different epochs compare,
+    and training can be stopped at any of them.
 
     Args:
         model: trained in place.
@@ -94,10 +94,10 @@ class Loop:
         self.model, self.loss, self.plan = model.to(plan.device).train(), loss, plan
         self.average = copy.deepcopy(model).eval()
         self.weights, self.averages = ([*map(Tensor.detach, net.parameters())] for net in (self.model, self.average))
-        self.trained = list(model.parameters())
+        self.parameters = list(model.parameters())
         groups = [
-            {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": plan.weight_decay},
-            {"params": [p for p in self.trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": plan.weight_decay},
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
         self.steps = self.epoch = self.best_epoch = 0
@@ -157,7 +157,7 @@ class Loop:
         self.optimizer.zero_grad()
         value = self.loss(self.model, batch)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 5.0)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
         self.optimizer.step()
         self.steps += 1
         torch._foreach_lerp_(self.averages, self.weights, 1 - (1 - 1 / self.steps) ** (AVERAGED + 1))

@@ -119,7 +119,7 @@ def test_one_chunk_cannot_be_streamed(tmp_path):
 
 @pytest.mark.slow
 def test_twenty_million_rows(tmp_path):
-    """More than 2^24, which some of torch's functions cannot count; held in a hundredth of their size (F67)."""
+    """More than 2^24, which some of torch's functions cannot count, in parts of about a million (F67)."""
 
     def noisy(theta, rng):
         return theta + 0.3 * rng.standard_normal(theta.shape)
