@@ -85,7 +85,7 @@ class Checkpoint:
             number, _, key = name.partition("/")
             moments.setdefault(int(number), {})[key] = value
         loop.optimizer.load_state_dict({**loop.optimizer.state_dict(), "state": moments})
-        for name in ("steps", "epoch", "best_epoch", "seconds", "history"):
+        for name in ("steps", "epoch", "best_epoch", "start", "seconds", "history"):
             setattr(loop, name, known[name])
         self.seconds = loop.seconds
         rows.restore(parts.get("rows", {}))
@@ -113,7 +113,7 @@ def _packed(identity: Mapping[str, Any], loop: "Loop", rows: "Parts") -> bytes:
     tensors["random/cpu"] = torch.get_rng_state()
     if loop.plan.device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(loop.plan.device)
-    known = {name: getattr(loop, name) for name in ("steps", "epoch", "best_epoch", "seconds", "history")}
+    known = {name: getattr(loop, name) for name in ("steps", "epoch", "best_epoch", "start", "seconds", "history")}
     known |= {"format": FORMAT, "identity": dict(identity), "clipped": rows.clipped}
     content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, {"state": json.dumps(known)})
     return hashlib.sha256(content).digest() + content

@@ -48,6 +48,7 @@ class Estimator(nn.Module, abc.ABC):
         normalized: what the estimator is a density of, "x" or "theta"; empty for a ratio. Class attribute.
         uncounted: what to do about runs of events that it cannot count, in words. Class attribute.
         features: how many numbers a network reads of one x.
+        regression: the `GaussianRegression` that the network corrects, `None` if there is none.
         decay: weight decay times training rows that suits it by default. Class attribute.
     """
 
@@ -79,6 +80,7 @@ class Estimator(nn.Module, abc.ABC):
         self.design_scaler = Scaler(len(self.designs))
         self.counted = counted
         self.classes = {0: categories} if categories else dict[int, int]()
+        self.regression: Any = None
         self._set_embedding(embedding)
         self.register_buffer("trained", torch.tensor(False))
         if counted:

@@ -10,6 +10,7 @@ from sbi_core.errors import InputError
 from sbi_core.estimators.estimator import Estimator, joined
 from sbi_core.estimators.flows import ConditionalFlow
 from sbi_core.estimators.networks import mlp, reset
+from sbi_core.estimators.regression import GaussianRegression
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import seeded
 from sbi_core.simulations import Simulations
@@ -19,7 +20,7 @@ class LikelihoodEstimator(Estimator):
     """log q(x | theta, design), normalised in x: nats per unit of x, of label columns the log probability.
 
     Label columns come first, each a softmax given theta, design and the labels before it; the other columns follow as
-    one flow given theta, design and all labels:
+    one flow given theta, design and all labels, of the residuals of their linear regression on all that:
 
         q(x | theta) = prod_j q(label_j | label_1 .. label_(j-1), theta) q(numbers | labels, theta).
 
@@ -34,6 +35,7 @@ class LikelihoodEstimator(Estimator):
         flow: kind of flow, one of `FLOWS`.
         transforms: layers of the flow.
         flow_hidden: units in each hidden layer of the flow's networks.
+        regression: whether the flow is that of the residuals of a linear regression.
         hidden: widths of the hidden layers of the softmaxes.
         left_out: columns that were constant in the training rows; found by `fit`.
         embedding: refused: x itself is what there is a density of.
@@ -66,6 +68,7 @@ class LikelihoodEstimator(Estimator):
         flow: str = "nsf",
         transforms: int = 5,
         flow_hidden: int = 50,
+        regression: bool = True,
         hidden: Sequence[int] = (64, 64),
         left_out: Sequence[int] = (),
         embedding: None = None,
@@ -86,6 +89,7 @@ class LikelihoodEstimator(Estimator):
             "flow": flow,
             "transforms": transforms,
             "flow_hidden": flow_hidden,
+            "regression": regression,
             "hidden": list(hidden),
             "left_out": list(left_out),
         }
@@ -103,6 +107,7 @@ class LikelihoodEstimator(Estimator):
             kind, layers, units = (self.options[name] for name in ("flow", "transforms", "flow_hidden"))
             width = len(self.numbers)
             self.flow = ConditionalFlow(width, inputs, kind=kind, transforms=layers, hidden=units) if width else None
+            self.regression = GaussianRegression(width, inputs) if width else None
 
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""
@@ -111,12 +116,17 @@ class LikelihoodEstimator(Estimator):
             self.flow.reset()
 
     def adapt(self, rows: Simulations) -> list[str]:
-        """Fit the scaling to training rows; leave constant columns out, and return a flag for them."""
+        """Fit scaling and regression to training rows; leave constant columns out, and return a flag for them."""
         flags = super().adapt(rows)
         constant = [k for k in self.x_scaler.constant if k not in self.classes]
         if constant != self.options["left_out"]:
             self.options["left_out"] = constant
             self._build()
+        if self.regression is not None and self.options["regression"]:
+            given = self._conditions(rows.theta, rows.design)
+            flat = self._columns(rows.x)
+            given += [one_hot(self._labels(flat[:, k], n), n).float() for k, n in self.classes.items()]
+            self.regression.adapt(self.x_scaler(flat)[:, self.numbers], joined(given))
         return flags
 
     def observe(
@@ -136,10 +146,11 @@ class LikelihoodEstimator(Estimator):
                 chosen = one_hot(label, count).to(given[0].dtype)
                 result = result + (torch.log_softmax(network(joined(given)), -1) * chosen).sum(-1)
                 given = [*given, chosen]
-            if self.flow is not None:
+            if self.flow is not None and self.regression is not None:
                 both = joined([value, *given])
                 pairs = both.reshape(-1, both.shape[-1])
-                density = self.flow.log_prob(pairs[:, : len(self.numbers)], pairs[:, len(self.numbers) :])
+                value_of, context = pairs[:, : len(self.numbers)], pairs[:, len(self.numbers) :]
+                density = self.regression.log_prob(self.flow, value_of, context)
                 result = result + density.reshape(both.shape[:-1])
             return result
 
@@ -159,8 +170,8 @@ class LikelihoodEstimator(Estimator):
             label = torch.multinomial(torch.softmax(network(context), -1), 1)[:, 0]
             context = torch.cat([context, one_hot(label, count).to(context.dtype)], -1)
             drawn[column] = label.double()
-        if self.flow is not None:
-            unit[:, self.numbers] = self.flow.sample(context, 1)[:, 0].double()
+        if self.flow is not None and self.regression is not None:
+            unit[:, self.numbers] = self.regression.sample(self.flow, context, 1)[:, 0]
         x = self.x_scaler.inverse(unit)
         for column, label in drawn.items():
             x[:, column] = label

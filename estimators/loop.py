@@ -88,9 +88,10 @@ class Loop:
         model: trained in place.
         loss: (estimator, batch) -> scalar.
         plan: how long and how fast.
+        begun: whether the model knows something already; then no weights are kept that are worse on the held-out rows.
     """
 
-    def __init__(self, model: Estimator, loss: Loss, plan: Plan) -> None:
+    def __init__(self, model: Estimator, loss: Loss, plan: Plan, *, begun: bool = False) -> None:
         self.model, self.loss, self.plan = model.to(plan.device).train(), loss, plan
         self.average = copy.deepcopy(model).eval()
         self.weights, self.averages = ([*map(Tensor.detach, net.parameters())] for net in (self.model, self.average))
@@ -106,6 +107,7 @@ class Loop:
         }
         self.kept = _copied(self.average)
         self.lowest: Tensor | None = None
+        self.begun, self.start = begun, math.inf
         self.seconds = 0.0
 
     def run(
@@ -117,6 +119,10 @@ class Loop:
         """
         started, before = time.perf_counter(), self.seconds
         every = max(1, self.plan.epochs // CHECKS)
+        if self.begun and self.epoch == 0:
+            losses = self._losses(held)
+            if bool(losses.isfinite().all()):
+                self.lowest, self.start = losses, float(losses.mean())
         name, total = f"fit {name_of(self.loss)}", self.plan.epochs
         with tqdm(total=total, initial=self.epoch, desc=name, unit="epoch", disable=not progress) as bar:
             while self.epoch < self.plan.epochs and not self.is_stale:
@@ -167,8 +173,7 @@ class Loop:
         """Add a line to the history; keep the averaged weights unless earlier ones were better."""
         for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)
-        with torch.no_grad():
-            losses = torch.stack([self.loss(self.average, batch).detach() for batch in held]).double().cpu()
+        losses = self._losses(held)
         line = (self.epoch, training, float(losses.mean()), self.plan.rate(self.steps - 1))
         for column, value in zip(self.history.values(), line, strict=True):
             column.append(value)
@@ -176,9 +181,14 @@ class Loop:
             return
         if self.lowest is None or losses.mean() < self.lowest.mean():
             self.lowest = losses
-        if not _worse(losses - self.lowest, self.plan.tolerance):
+        if float(losses.mean()) <= self.start and not _worse(losses - self.lowest, self.plan.tolerance):
             self.kept = _copied(self.average)
             self.best_epoch = self.epoch
+
+    def _losses(self, held: Sequence[Batch]) -> Tensor:
+        """Of the averaged weights, one to a slice of the held-out rows."""
+        with torch.no_grad():
+            return torch.stack([self.loss(self.average, batch).detach() for batch in held]).double().cpu()
 
 
 def _worse(difference: Tensor, tolerance: float) -> bool:

@@ -135,19 +135,20 @@ def alice(estimator: Estimator, batch: Batch) -> Tensor:
 
 
 @needs("theta_alt", "joint_log_ratio", "joint_score")
-def alices(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
+def alices(estimator: Estimator, batch: Batch, *, alpha: float = 1.0) -> Tensor:
     """`alice` plus alpha times the error of grad_theta f against the joint score, ().
 
-    The score term is the mean of w(theta) |W (grad_theta f - t)|^2 / D. W (D, D) whitens the joint score and w takes
-    out how its size changes with theta, both as measured on the training rows, so alpha has no unit and no corner of
-    theta dominates. Stoye et al., arXiv:1808.00973, eq. 9.
+    The score term is the mean of w(theta) |W (grad_theta f - t)|^2. W (D, D) whitens the joint score and w takes out
+    how its size changes with theta, both as measured on the training rows, so alpha has no unit, no corner of theta
+    dominates, and f = 0 gives D. It is a sum over the D components, as is the information they carry: in ten
+    dimensions their mean left the score too little weight. Stoye et al., arXiv:1808.00973, eq. 9.
     """
     logits, error = _logits_and_score_error(estimator, batch)
     return _soft_cross_entropy(logits, batch) + alpha * error
 
 
 @needs("theta_alt", "joint_score")
-def cascal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
+def cascal(estimator: Estimator, batch: Batch, *, alpha: float = 1.0) -> Tensor:
     """`carl` plus alpha times the score term of `alices`, (). Brehmer et al., arXiv:1805.00020, section III."""
     logits, error = _logits_and_score_error(estimator, batch)
     return softplus(-logits).mean() + alpha * error
@@ -167,7 +168,7 @@ def rolr(estimator: Estimator, batch: Batch) -> Tensor:
 
 
 @needs("theta_alt", "joint_log_ratio", "joint_score", clips=True)
-def rascal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
+def rascal(estimator: Estimator, batch: Batch, *, alpha: float = 1.0) -> Tensor:
     """`rolr` plus alpha times the score term of `alices`, (). Brehmer et al., arXiv:1805.00020, section III."""
     logits, error = _logits_and_score_error(estimator, batch)
     return _ratio_error(logits, batch) + alpha * error
@@ -205,7 +206,7 @@ def nle(estimator: Estimator, batch: Batch) -> Tensor:
 
 
 @needs("joint_score", density="x")
-def scandal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor:
+def scandal(estimator: Estimator, batch: Batch, *, alpha: float = 1.0) -> Tensor:
     """`nle` plus alpha times the score term of `alices`, (). Brehmer et al., arXiv:1805.00020, section III."""
     theta = batch.theta.detach().requires_grad_()
     with torch.enable_grad():
@@ -216,7 +217,7 @@ def scandal(estimator: Estimator, batch: Batch, *, alpha: float = 0.1) -> Tensor
 
 @needs("joint_score", density="score")
 def sally(estimator: ScoreEstimator, batch: Batch) -> Tensor:
-    """Error of the score s(x) at theta_ref against the joint score there: mean of w |W (s(x) - t)|^2 / D, ().
+    """Error of the score s(x) at theta_ref against the joint score there: mean of w |W (s(x) - t)|^2, ().
 
     E[t(x, z) | x] = grad log p(x | theta_ref) for rows of theta_ref, or with weights w that stand for such rows. W
     (D, D) whitens t, so the loss has no unit. Brehmer et al., arXiv:1805.00020, section III.
@@ -269,10 +270,10 @@ def _logits_and_score_error(estimator: Estimator, batch: Batch) -> tuple[Tensor,
 
 
 def score_error(score: Tensor, batch: Batch) -> Tensor:
-    """Mean of w(theta) |W (score - t)|^2 / D over the batch, (); score (B, D)."""
+    """Mean of w(theta) |W (score - t)|^2 over the batch, (); score (B, D)."""
     assert batch.joint_score is not None and batch.whitening is not None and batch.score_weight is not None
     error = (score - batch.joint_score) @ batch.whitening.T
-    return (batch.score_weight * (error**2).mean(-1)).mean()
+    return (batch.score_weight * error.square().sum(-1)).mean()
 
 
 def _ratio_error(logits: Tensor, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from torch.distributions import Distribution, biject_to
 from sbi_core.errors import InputError
 from sbi_core.estimators.estimator import Estimator, joined
 from sbi_core.estimators.flows import ConditionalFlow
+from sbi_core.estimators.regression import GaussianRegression
 from sbi_core.estimators.scaling import Scaler
 from sbi_core.parameters import Parameter, names
 from sbi_core.priors import describe, restore
@@ -21,7 +22,8 @@ class PosteriorEstimator(Estimator):
     """log q(theta | x, design), normalised over the support of the proposal that theta was drawn from.
 
     A flow of u given x, with theta = b(u) and b the bijection from the real numbers onto that support, so that every
-    draw lies inside. What other code reads is log q(theta | x) - log proposal(theta) = log p(x | theta) + const.
+    draw lies inside; unless an embedding reads x, of the residuals of a linear regression of u on x. What other code
+    reads is log q(theta | x) - log proposal(theta) = log p(x | theta) + const.
     Papamakarios & Murray, arXiv:1605.06376, proposition 1; Greenberg, Nonnenmacher & Macke, arXiv:1905.07488.
 
     Args:
@@ -33,6 +35,7 @@ class PosteriorEstimator(Estimator):
         flow: kind of flow, one of `FLOWS`.
         transforms: layers of the flow.
         flow_hidden: units in each hidden layer of the flow's networks.
+        regression: whether the flow is that of the residuals of a linear regression.
         counted: x is a zero-padded run of events, see `Estimator`.
         embedding: a network that reads x, see `Estimator`.
 
@@ -61,6 +64,7 @@ class PosteriorEstimator(Estimator):
         flow: str = "nsf",
         transforms: int = 5,
         flow_hidden: int = 50,
+        regression: bool = True,
         counted: bool = False,
         embedding: Any = None,
     ) -> None:
@@ -71,11 +75,13 @@ class PosteriorEstimator(Estimator):
         if whole:
             raise InputError(f"parameters {whole} are whole numbers, and a flow has no such. Use a RatioEstimator.")
         self.options = {"proposal": None, "flow": flow, "transforms": transforms, "flow_hidden": flow_hidden}
+        self.options["regression"] = regression
         self._set_proposal(restore(proposal) if isinstance(proposal, Mapping) else proposal)
         self.unbounded_scaler = Scaler(len(self.axes))
         with seeded(0):
             columns = self.features + len(self.designs)
             self.flow = ConditionalFlow(len(self.axes), columns, kind=flow, transforms=transforms, hidden=flow_hidden)
+        self.regression = GaussianRegression(len(self.axes), columns)
 
     @classmethod
     def from_data(cls, data: Rows, **options: Any) -> "PosteriorEstimator":
@@ -97,10 +103,14 @@ class PosteriorEstimator(Estimator):
         self.flow.reset()
 
     def adapt(self, rows: Simulations) -> list[str]:
-        """Fit the scaling to training rows; return a flag for constant columns."""
+        """Fit scaling and regression to training rows; return a flag for constant columns."""
         self._check_proposal(rows.info)
-        self.unbounded_scaler.adapt(self._unbounded(rows.theta))
-        return super().adapt(rows)
+        free = self._unbounded(rows.theta)
+        self.unbounded_scaler.adapt(free)
+        flags = super().adapt(rows)
+        if self.embedding is None and self.options["regression"]:
+            self.regression.adapt(self.unbounded_scaler(free), self._context(rows.x, rows.design, rows.n_events))
+        return flags
 
     def _check_proposal(self, info: Info) -> None:
         known, own = describe(info.proposal), self.options["proposal"]
@@ -161,8 +171,8 @@ class PosteriorEstimator(Estimator):
             both = joined([self.unbounded_scaler(free), given])
             pairs = both.reshape(-1, both.shape[-1])
             dims = len(self.axes)
-            density = self.flow.log_prob(pairs[:, :dims], pairs[:, dims:]).reshape(both.shape[:-1])
-            return torch.where(inside, density + slope, -torch.inf)
+            density = self.regression.log_prob(self.flow, pairs[:, :dims], pairs[:, dims:])
+            return torch.where(inside, density.reshape(both.shape[:-1]) + slope, -torch.inf)
 
         return log_posterior
 
@@ -179,7 +189,7 @@ class PosteriorEstimator(Estimator):
         Of runs of events the first n_events (*) count.
         """
         given = self._context(x, design, n_events)
-        drawn = self.flow.sample(given.reshape(-1, given.shape[-1]), n)
+        drawn = self.regression.sample(self.flow, given.reshape(-1, given.shape[-1]), n)
         assert self.proposal is not None
         theta: Tensor = biject_to(self.proposal.support)(self.unbounded_scaler.inverse(drawn))
         return theta.reshape(*given.shape[:-1], n, len(names(self.axes)))

@@ -3,19 +3,23 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbi_core.estimators.estimator import Estimator, joined
 from sbi_core.estimators.networks import mlp, reset
+from sbi_core.estimators.regression import WIDEST, GaussianRegression
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import seeded
+from sbi_core.simulations import Simulations
 
 
 class RatioEstimator(Estimator):
     """f(theta, x, design) = log p(x | theta, design) up to a term without theta, as a multilayer perceptron.
 
     The log ratio of two hypotheses is f(theta0, x) - f(theta1, x): antisymmetric and transitive by construction.
-    Class labels enter one-hot. Other x pass the embedding if there is one.
+    Plain numbers x start with their linear regression on theta and design, f = -|residual|^2 / 2 (see
+    `GaussianRegression`), to which the perceptron adds. Class labels enter one-hot, and what has an embedding passes
+    it.
 
     Args:
         parameters: the D axes of theta.
@@ -23,6 +27,7 @@ class RatioEstimator(Estimator):
         designs: the K axes of the design.
         categories: x is a class label below this number.
         hidden: widths of the hidden layers.
+        regression: whether plain numbers x start with their linear regression.
         counted: x is a zero-padded run of events, see `Estimator`.
         embedding: a network that reads x, see `Estimator`.
 
@@ -45,29 +50,47 @@ class RatioEstimator(Estimator):
         designs: Sequence[Parameter] = (),
         categories: int | None = None,
         hidden: Sequence[int] = (64, 64),
+        regression: bool = True,
         counted: bool = False,
         embedding: Any = None,
     ) -> None:
         super().__init__(
             parameters, x_shape, designs=designs, categories=categories, counted=counted, embedding=embedding
         )
-        self.options = {"hidden": list(hidden)}
+        self.options = {"hidden": list(hidden), "regression": regression}
+        given = len(self.axes) + len(self.designs)
+        if regression and self.embedding is None and not categories and not counted and self.width <= WIDEST:
+            self.regression = GaussianRegression(self.width, given)
         with seeded(0):
-            self.network = mlp(self.features + len(self.axes) + len(self.designs), hidden, 1)
+            self.network = mlp(self.features + given, hidden, 1)
 
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""
         self._reset_embedding()
         reset(self.network)
+        for part in self.network[-1].parameters():
+            nn.init.zeros_(part)
+
+    def adapt(self, rows: Simulations) -> list[str]:
+        """Fit scaling and regression to training rows; return a flag for constant columns."""
+        flags = super().adapt(rows)
+        if self.regression is not None:
+            self.regression.adapt(self._seen(rows.x), joined(self._conditions(rows.theta, rows.design)))
+        return flags
 
     def observe(
         self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
         """Scale and embed x (*, event), n_events (*), once: the function theta (*, D) -> nats (*)."""
         seen = self._seen(x, n_events)
+        residual = None if self.regression is None else self.regression.look(seen)
 
         def log_likelihood(theta: Tensor) -> Tensor:
-            value: Tensor = self.network(joined([seen, *self._conditions(theta, design)]))
-            return value[..., 0]
+            given = self._conditions(theta, design)
+            linear = None if residual is None else -0.5 * residual(joined(given)).square().sum(-1)
+            if linear is not None and self.regression.alone:
+                return linear
+            value: Tensor = self.network(joined([seen, *given]))[..., 0]
+            return value if linear is None else value + linear
 
         return log_likelihood

@@ -21,6 +21,7 @@ from sbi_core.estimators.checkpoints import Checkpoint, seed_of
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.loop import TROUBLE, Callback, Loop, Plan
 from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, check_head, function_of, name_of
+from sbi_core.estimators.regression import refine
 from sbi_core.estimators.streams import Split, split
 from sbi_core.gold_check import GoldCheck
 from sbi_core.priors import describe
@@ -44,6 +45,9 @@ TOLERANCE = 1.0
 """Standard errors by which held-out losses must be worse to count, where gold draws labels anew: what is learned last
 is best then, and the lowest of many looks is luck. Without gold, the lowest counts."""
 
+STARTED = 5000
+"""Rows on which gold improves the regression that a head starts with, at most."""
+
 SLICES, PIECE = 20, 1024
 """... in so many slices or more, of about so many pairs at most; their differences give the loss its error."""
 
@@ -56,7 +60,7 @@ class Fit:
         estimator: the trained copy, in evaluation mode, on the CPU.
         loss: the loss's name.
         history: per look at the held-out rows: epoch, training, validation (losses), learning_rate.
-        best_epoch: the epoch whose weights were kept.
+        best_epoch: the epoch whose weights were kept; 0 if none was better than what training started from.
         ended: "patience" if the held-out loss had not improved for `patience` epochs, "budget" if all epochs were
             used, "trouble" if the loss was no longer finite (only ever in `TrainingError.fit`).
         seed: fixes split, initial weights, batches and contrasts.
@@ -150,7 +154,7 @@ def fit(
     place = _device(device)
     seed = seed_of(checkpoint) if seed is None else seed
     seed = fresh_seed() if seed is None else seed
-    for_split, for_weights, for_training, for_validation = SeedSequence(seed).spawn(4)
+    for_split, for_weights, for_training, for_validation, for_start = SeedSequence(seed).spawn(5)
     theta_ref = getattr(estimator, "theta_ref", None)
     rows = split(
         data,
@@ -171,13 +175,16 @@ def fit(
         flags += model.adapt(rows.sample.rows)
         if rows.sample.score_scale is not None:
             model.set_unit(rows.sample.score_scale.whitening)
+        with seeded(for_start):
+            _start(model, loss, rows.sample)
     facts = _facts(loss, seed, data, rows)
     state = Checkpoint(checkpoint, _identity(facts, loss, estimator, plan, contrasts))
     with seeded(for_validation):
         held = _held(rows.validation, place)
     if model.embedding is not None:
         model.embedding.mixed_precision = mixed_precision
-    loop = Loop(model, loss, plan)
+    known = bool(model.trained) or (model.regression is not None and model.regression.used)
+    loop = Loop(model, loss, plan, begun=known)
     with seeded(for_training), one_thread():
         state.resume(loop, rows.training)
         ended = loop.run(rows.training, held, progress=progress, callback=callback, checkpoint=state)
@@ -189,7 +196,7 @@ def fit(
             f"which biases {name_of(loss)}: draw contrasts near each row's theta, or use loss=alice"
         )
     model.load_state_dict(loop.kept)
-    model.trained |= loop.best_epoch > 0
+    model.trained |= loop.lowest is not None
     model.to("cpu").eval()
     if model.embedding is not None:
         model.embedding.mixed_precision = False
@@ -241,6 +248,17 @@ def _plan(
     return Plan(epochs, steps, batch, patience or max(1, epochs // 3), rate, decay, tolerance, device)
 
 
+def _start(model: Estimator, loss: Loss, sample: Source) -> None:
+    """Let gold improve the regression that a head starts with."""
+    used = model.regression is not None and model.regression.used
+    if not (used and {"joint_log_ratio", "joint_score"} & set(getattr(function_of(loss), "needs", ()))):
+        return
+    visits = max(1, VISITED // len(sample)) if sample.draws else 1
+    chosen = torch.arange(len(sample))[:STARTED].repeat(visits)
+    batch = sample.part(chosen, sample.score_scale).batch()
+    refine(model.regression, lambda: loss(model, batch))
+
+
 def _held(validation: Source, device: torch.device) -> list[Batch]:
     """The held-out rows in slices, each row with several draws of contrasts if there are any."""
     n = len(validation)
@@ -287,7 +305,7 @@ def _trouble(found: Fit, loop: Loop, checkpoint: str | Path | None) -> TrainingE
         f"loss {found.loss} is not finite in epoch {loop.epoch} at learning_rate "
         f"{loop.plan.rate(loop.steps - 1):.3g}. Lower learning_rate (now {loop.plan.learning_rate:.3g})."
     )
-    if loop.best_epoch:
+    if loop.lowest is not None:
         where = "in this error's .fit.estimator"
         if checkpoint is not None:
             where = f"in {found.estimator.save(Path(checkpoint) / 'best')}"

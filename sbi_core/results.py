@@ -281,9 +281,10 @@ def _quality_numbers(results: Results) -> dict[str, tuple[float, str, str]]:
         found["rms error of the log ratio"] = math.nan, "nats", "unchecked: the exact log ratio is not known"
     if results.training is not None:
         best, last = results.training["best_epoch"], int(results.training["history"]["epoch"][-1])
-        held_out = results.training["history"]["validation"]
-        index = list(results.training["history"]["epoch"]).index(best) if held_out else 0
-        value = held_out[index] if held_out else math.nan
-        said = f"at epoch {best} of {last}, whose weights were kept; training ended by {results.training['ended']}"
+        looks = dict(zip(*(results.training["history"][name] for name in ("epoch", "validation")), strict=True))
+        value, kept = looks.get(best, math.nan), f"at epoch {best} of {last}, whose weights were kept"
+        if best == 0:
+            kept = f"none of {last} epochs was better than what training began with, which was kept"
+        said = f"{kept}; training ended by {results.training['ended']}"
         found["held-out loss"] = value, "nats", said
     return found

@@ -50,7 +50,8 @@ def with_gold(data):
 
 def quick(data, loss=alices, hidden=(8,), **options):
     options = {"simulator": WORLD, "seed": 1, "max_epochs": 3, "progress": False} | options
-    return fit(RatioEstimator.from_data(data, hidden=hidden), loss, data, **options)
+    head = RatioEstimator.from_data(data, hidden=hidden, regression=False)  # with it, nothing would be left to learn
+    return fit(head, loss, data, **options)
 
 
 def bits(run_or_estimator):

@@ -70,15 +70,20 @@ def test_without_an_embedding_nothing_changes():
         "trained",
         *(f"{name}_scaler.{part}" for name in ("theta", "design", "x") for part in ("shift", "scale", "used")),
         *(f"network.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")),
+        *(f"regression.{part}" for part in ("slope", "shift", "root")),
     }
     assert "embedding" not in head.describe() and "counted" not in head.describe()
     plain = mlp(4, (8,), 1)
     for network, draw in ((head.network, head.reset), (plain, partial(redraw, plain))):
         with seeded(3):
             draw()
-        assert bits(network) == bits(head.network)
+        assert bits(network[0]) == bits(head.network[0])
+    assert not any(part.any() for part in head.network[-1].parameters()), "the last layer starts at zero"
+    plain[-1].load_state_dict({name: part + 0.3 for name, part in head.network[-1].state_dict().items()})
+    head.network[-1].load_state_dict(plain[-1].state_dict())
     head.adapt(data)
-    by_hand = plain(torch.cat([head.x_scaler(data.x), head.theta_scaler(data.theta)], 1))[:, 0]
+    x, theta = head.x_scaler(data.x), head.theta_scaler(data.theta)
+    by_hand = plain(torch.cat([x, theta], 1))[:, 0] - 0.5 * head.regression.look(x)(theta).square().sum(1)
     assert torch.equal(head.log_likelihood(data.theta, data.x), by_hand)
     assert not torch.equal(head.log_likelihood(data.theta, data.x), by_hand.roll(1)), "saboteur"
 
@@ -87,6 +92,7 @@ def test_without_an_embedding_nothing_changes():
 def test_theta_joins_what_the_network_made_of_x(make):
     estimator, data = make(), rows(SPOT, 20)
     if isinstance(estimator, RatioEstimator):
+        estimator.network[-1].reset_parameters()
         with torch.no_grad():
             seen = estimator.embedding(estimator.x_scaler(data.x))
             by_hand = estimator.network(torch.cat([seen, estimator.theta_scaler(data.theta)], 1))[:, 0]

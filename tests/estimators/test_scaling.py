@@ -127,7 +127,9 @@ def test_held_out_rows_reach_neither_scaling_nor_weights():
 
     def trained(theta, x):
         rows = Simulations.from_arrays(theta, x, parameters=axes)
-        run = fit(Watched.from_data(rows, hidden=(8,)), carl, rows, seed=1, max_epochs=1, progress=False)
+        run = fit(
+            Watched.from_data(rows, hidden=(8,), regression=False), carl, rows, seed=1, max_epochs=1, progress=False
+        )
         return run.estimator
 
     first = trained(data.theta, data.x)
