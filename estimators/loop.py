@@ -22,6 +22,9 @@ CHECKS = 100
 AVERAGED = 8
 """Weights are averaged over about the last 1/8 of the steps so far."""
 
+LONGEST = 5.0
+"""Norm at which gradients are clipped."""
+
 BUDGET, PATIENCE, TROUBLE = "budget", "patience", "trouble"
 """How a training ends."""
 
@@ -160,10 +163,13 @@ class Loop:
     def _step(self, batch: Batch) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.steps)
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         value = self.loss(self.model, batch)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, (LONGEST / (norm + 1e-6)).clamp(max=1.0))
         self.optimizer.step()
         self.steps += 1
         torch._foreach_lerp_(self.averages, self.weights, 1 - (1 - 1 / self.steps) ** (AVERAGED + 1))

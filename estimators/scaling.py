@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softshrink
 
 _BULK = 6.0
 """Standard units beyond which inputs grow only logarithmically, so that a wild row cannot blow up the network."""
@@ -119,10 +120,10 @@ class Scaler(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Scale values (*, W) to float32 (*, W)."""
-        unit = ((values.to(torch.float64) - self.shift) / self.scale).clamp(-_WILD, _WILD).to(torch.float32)
-        bulk = unit.clamp(-_BULK, _BULK)
-        beyond = unit - bulk
-        return torch.where(self.used, bulk + beyond.sign() * torch.log1p(beyond.abs()), 0.0)
+        scale = torch.where(self.used, self.scale, torch.inf)
+        unit = ((values.to(torch.float64) - self.shift) / scale).clamp(-_WILD, _WILD).to(torch.float32)
+        beyond = softshrink(unit, _BULK)
+        return torch.addcmul(unit.clamp(-_BULK, _BULK), beyond.sign(), torch.log1p(beyond.abs()))
 
 
 def _location(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

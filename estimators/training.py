@@ -38,7 +38,7 @@ MOST_STEPS = 200_000
 MEMORY = 2e9
 """Bytes of a store's rows above which they are streamed."""
 
-VISITS, VISITED = 8, 2000
+VISITS, VISITED = 8, 1000
 """Held-out rows are looked at with several draws of contrasts, up to so many and until there are so many pairs ..."""
 
 TOLERANCE = 1.0
@@ -265,7 +265,8 @@ def _held(validation: Source, device: torch.device) -> list[Batch]:
     visits = min(VISITS, max(1, VISITED // n)) if validation.draws else 1
     repeated = validation.part(torch.arange(n).repeat_interleave(visits), validation.score_scale)
     batch = repeated.batch().to(device)
-    slices = torch.arange(len(repeated), device=device).tensor_split(max(SLICES, len(repeated) // PIECE))
+    fewest = SLICES if validation.here is not None else 1
+    slices = torch.arange(len(repeated), device=device).tensor_split(max(fewest, len(repeated) // PIECE))
     return [batch[index] for index in slices if len(index)]
 
 

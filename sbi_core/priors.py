@@ -77,8 +77,10 @@ class UniformPrior(Distribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (torch's own signature)
         """Draw (*sample_shape, D) values."""
         unit = torch.rand((*sample_shape, *self.event_shape), dtype=torch.float64)
-        whole = self.low + torch.floor(unit * (self.high - self.low + 1))
-        return torch.where(self.integer, whole, self.low + unit * (self.high - self.low))
+        smooth = self.low + unit * (self.high - self.low)
+        if not self.integer.any():
+            return smooth
+        return torch.where(self.integer, self.low + torch.floor(unit * (self.high - self.low + 1)), smooth)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density (nats) of value (*, D), as (*)."""
