@@ -69,8 +69,9 @@ checkpoints.SECONDS = 0.0
 torch.set_num_threads(1)
 world = LinearGaussian(2)
 data = simulate(world, 300, seed=1, progress=False)
-run = fit(RatioEstimator.from_data(data, hidden=(8,), regression=False), alices, data, simulator=world, seed=1, max_epochs=400,
-          patience=400, batch_size=50, progress=False, checkpoint=sys.argv[1], callback=lambda line: print("look"))
+head = RatioEstimator.from_data(data, hidden=(8,), regression=False)
+run = fit(head, alices, data, simulator=world, seed=1, max_epochs=400, patience=400, batch_size=50,
+          progress=False, checkpoint=sys.argv[1], callback=lambda line: print("look"))
 run.estimator.save(sys.argv[2])
 """
 
