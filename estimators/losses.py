@@ -69,7 +69,9 @@ class Batch:
         return replace(self, **{name: change(name, value) for name, value in pairs if value is not None})
 
 
-def needs(*columns: str, clips: bool = False, density: str = "", contrasts: int = 2) -> Callable[[Loss], Loss]:
+def needs(
+    *columns: str, clips: bool = False, density: str = "", contrasts: int = 2, learning_rate: float = 3e-3
+) -> Callable[[Loss], Loss]:
     """Say what a loss reads and wants.
 
     Args:
@@ -77,10 +79,11 @@ def needs(*columns: str, clips: bool = False, density: str = "", contrasts: int 
         clips: whether it clips joint ratios.
         density: what the estimator must be a normalised density of, "x" or "theta"; "score" if it must be a score.
         contrasts: how many contrasts to a row serve it well by default.
+        learning_rate: the highest of the schedule that serves it well by default.
     """
 
     def mark(loss: Loss) -> Loss:
-        loss.needs, loss.clips, loss.density, loss.contrasts = columns, clips, density, contrasts  # type: ignore[attr-defined]
+        vars(loss).update(needs=columns, clips=clips, density=density, contrasts=contrasts, learning_rate=learning_rate)
         return loss
 
     return mark
@@ -114,7 +117,7 @@ def check_head(loss: Loss, head: type[Estimator]) -> None:
         )
 
 
-@needs("theta_alt")
+@needs("theta_alt", learning_rate=1e-2)
 def carl(estimator: Estimator, batch: Batch) -> Tensor:
     """Cross entropy with hard labels: mean of softplus(f(theta', x) - f(theta, x)), ().
 
@@ -174,7 +177,7 @@ def rascal(estimator: Estimator, batch: Batch, *, alpha: float = 1.0) -> Tensor:
     return _ratio_error(logits, batch) + alpha * error
 
 
-@needs("theta_alt", contrasts=9)
+@needs("theta_alt", contrasts=9, learning_rate=1e-2)
 def nre(estimator: Estimator, batch: Batch) -> Tensor:
     """Which of 1 + C thetas made x: minus the mean of log softmax(f(theta_k, x))_0, the row's own theta first, ().
 

@@ -26,7 +26,7 @@ class RatioEstimator(Estimator):
         x_shape: shape of one observation.
         designs: the K axes of the design.
         categories: x is a class label below this number.
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers; by default three of 64, of class labels two.
         regression: whether plain numbers x start with their linear regression.
         counted: x is a zero-padded run of events, see `Estimator`.
         embedding: a network that reads x, see `Estimator`.
@@ -49,7 +49,7 @@ class RatioEstimator(Estimator):
         *,
         designs: Sequence[Parameter] = (),
         categories: int | None = None,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         regression: bool = True,
         counted: bool = False,
         embedding: Any = None,
@@ -57,7 +57,8 @@ class RatioEstimator(Estimator):
         super().__init__(
             parameters, x_shape, designs=designs, categories=categories, counted=counted, embedding=embedding
         )
-        self.options = {"hidden": list(hidden), "regression": regression}
+        hidden = list(hidden or ([64, 64] if categories else [64, 64, 64]))
+        self.options = {"hidden": hidden, "regression": regression}
         given = len(self.axes) + len(self.designs)
         if regression and self.embedding is None and not categories and not counted and self.width <= WIDEST:
             self.regression = GaussianRegression(self.width, given)

@@ -6,7 +6,6 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from sbi_core.estimators.checkpoints import Checkpoint, seed_of
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.loop import TROUBLE, Callback, Loop, Plan
 from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, check_head, function_of, name_of
+from sbi_core.estimators.options import check_options, device_of
 from sbi_core.estimators.regression import refine
 from sbi_core.estimators.streams import Split, split
 from sbi_core.gold_check import GoldCheck
@@ -93,7 +93,7 @@ def fit(
     batch_size: int | None = None,
     validation_fraction: float = 0.1,
     patience: int | None = None,
-    learning_rate: float = 3e-3,
+    learning_rate: float | None = None,
     weight_decay: float | None = None,
     contrasts: int | None = None,
     device: str | torch.device = "auto",
@@ -127,7 +127,7 @@ def fit(
             f to be right to a fraction of 1 / events, and fewer steps do not get there.
         validation_fraction: share of rows held out, above 0 and below 1.
         patience: epochs without a better held-out loss; a third of `max_epochs` by default.
-        learning_rate: the highest of the schedule.
+        learning_rate: the highest of the schedule; by default 0.01 for `carl` and `nre`, 0.003 for others.
         weight_decay: of matrices; by default `estimator.decay` / rows, at most 1.
         contrasts: contrasts per row and visit; by default what suits the loss: 9 for `nre`, 2 for the others.
         device: where the network is trained; "auto" takes a CUDA device if there is one.
@@ -147,11 +147,11 @@ def fit(
         TrainingError: for an unusable option, a checkpoint of another training, or a loss that is not finite; then
             its `fit` holds the best weights so far.
     """
-    _check_options(locals())
+    check_options(locals())
     started = time.perf_counter()
     contrasts = getattr(function_of(loss), "contrasts", 2) if contrasts is None else contrasts
     check_head(loss, type(estimator))
-    place = _device(device)
+    place = device_of(device)
     seed = seed_of(checkpoint) if seed is None else seed
     seed = fresh_seed() if seed is None else seed
     for_split, for_weights, for_training, for_validation, for_start = SeedSequence(seed).spawn(5)
@@ -167,7 +167,8 @@ def fit(
         invalid=invalid,
     )
     decay = min(1.0, estimator.decay / len(rows.training)) if weight_decay is None else weight_decay
-    plan = _plan(rows, max_epochs, batch_size, patience, learning_rate, decay, place)
+    rate: float = getattr(function_of(loss), "learning_rate", 3e-3) if learning_rate is None else learning_rate
+    plan = _plan(rows, max_epochs, batch_size, patience, rate, decay, place)
     model, flags = copy.deepcopy(estimator), list(rows.flags)
     if not model.trained:
         with seeded(for_weights):
@@ -220,17 +221,6 @@ def fit(
         if flag not in state.flags:  # those were said at once
             warnings.warn(flag, SbiWarning, stacklevel=2)
     return found
-
-
-def _device(asked: str | torch.device) -> torch.device:
-    if str(asked) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(asked)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device = {asked} cannot be used here: {str(error).splitlines()[0]} Use 'cpu'.") from None
-    return place
 
 
 def _plan(
@@ -314,21 +304,3 @@ def _trouble(found: Fit, loop: Loop, checkpoint: str | Path | None) -> TrainingE
     error = TrainingError(text)
     error.fit = found
     return error
-
-
-_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "batch_size": (lambda value: value is None or value >= 1, "at least 1"),
-    "validation_fraction": (lambda value: 0 < value < 1, "above 0 and below 1"),
-    "learning_rate": (lambda value: 0 < value < math.inf, "above 0"),
-    "weight_decay": (lambda value: value is None or 0 <= value < math.inf, "at least 0"),
-    "max_epochs": (lambda value: value is None or value >= 1, "at least 1"),
-    "patience": (lambda value: value is None or value >= 1, "at least 1"),
-    "contrasts": (lambda value: value is None or value >= 1, "at least 1"),
-    "memory": (lambda value: value > 0, "above 0 bytes"),
-}
-
-
-def _check_options(given: Mapping[str, Any]) -> None:
-    for name, (good, expected) in _OPTIONS.items():
-        if not good(given[name]):
-            raise TrainingError(f"{name} = {given[name]}, expected {expected}.")

@@ -37,7 +37,10 @@ _OBSERVED: Rule = (
 )
 _DEVICE: Rule = (lambda value: value == "auto" or _is_device(value), "auto, or a device such as cpu or cuda:0")
 _PART: Rule = (lambda value: type(value) in (int, float) and 0 < value < 1, "a number between 0 and 1")
-_RATE: Rule = (lambda value: type(value) in (int, float) and 0 < value < math.inf, "a positive number")
+_RATE: Rule = (
+    lambda value: value is None or (type(value) in (int, float) and 0 < value < math.inf),
+    "a positive number (or null)",
+)
 _RANGES: Rule = (lambda value: value is None or _is_ranges(value), "ranges by name, '{mass: [0.5, 2.0]}' (or null)")
 
 RULES: dict[str, Rule] = {

@@ -162,7 +162,7 @@ def test_the_best_weights_survive_a_loss_that_breaks_down(tmp_path, kept):
     assert found.ended == "trouble" and 1 <= found.best_epoch <= 3 and found.history["epoch"] == [1, 2, 3, 4]
     best = load_estimator(tmp_path / "best") if kept == "on disk" else found.estimator
     assert bits(best) == bits(found) and best.trained
-    expected = quick(rows(), carl, **SHORT | {"patience": 1000})
+    expected = quick(rows(), carl, **SHORT | {"patience": 1000, "learning_rate": 3e-3})
     assert found.history["validation"][:3] == expected.history["validation"][:3]
     assert torch.isfinite(best.log_likelihood(rows().theta, rows().x)).all()
 

@@ -161,6 +161,7 @@ def test_symmetry_is_an_option():
     x = rows(SPOT, 5).x
     for symmetry, same in (("flips", True), ("none", False)):
         estimator = learned({**SMALL, "symmetry": symmetry})
+        nn.init.normal_(estimator.network[-1].weight)  # which starts at zero
         values = [call(estimator, torch.tensor([7.0]).double(), copy) for copy in (x, x.flip(-2))]
         assert torch.allclose(*values, atol=1e-5) == same
 
