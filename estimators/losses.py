@@ -7,7 +7,7 @@ The place of the other methods: one function here, one yaml in conf/loss/, one r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -57,16 +57,21 @@ class Batch:
         return len(self.theta)
 
     def __getitem__(self, index: Any) -> "Batch":
-        """Rows by index tensor or slice."""
-        return self._map(lambda name, value: value if name == "whitening" else value[index])
+        """Rows by index tensor (m,) or slice."""
+
+        def rows(name: str, value: Tensor) -> Tensor:
+            if name == "whitening":
+                return value
+            return value.index_select(0, index) if isinstance(index, Tensor) else value[index]
+
+        return self._map(rows)
 
     def to(self, device: Any) -> "Batch":
         """The same on a device."""
         return self._map(lambda name, value: value.to(device))
 
     def _map(self, change: Callable[[str, Tensor], Tensor]) -> "Batch":
-        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return replace(self, **{name: change(name, value) for name, value in pairs if value is not None})
+        return Batch(**{name: value if value is None else change(name, value) for name, value in vars(self).items()})
 
 
 def needs(

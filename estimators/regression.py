@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 ENOUGH = 5
 """Rows for each column of value and context, from which a regression is made."""
@@ -29,10 +30,11 @@ class Density(Protocol):
 
 
 class GaussianRegression(nn.Module):
-    """p(value | context) = N(value; shift + slope context, (root^T root)^-1), root lower triangular.
+    """p(value | context) with standard normal residuals root value - shift - slope context, root lower triangular.
 
     It is known in closed form, so a head starts with it and its network learns the rest: in ten linear-Gaussian
-    dimensions and from 1000 rows, nothing is left to learn. Until `adapt` it is the standard normal.
+    dimensions and from 1000 rows, nothing is left to learn. In these numbers -log p is convex. Until `adapt` it is the
+    standard normal.
 
     Args:
         width: columns W of the value.
@@ -51,19 +53,20 @@ class GaussianRegression(nn.Module):
         self.alone = False
         self.register_buffer("slope", torch.zeros(width, context))
         self.register_buffer("shift", torch.zeros(width))
-        self.register_buffer("root", torch.zeros(width, width))  # its diagonal as logarithms
+        self.register_buffer("root", torch.eye(width))
 
     @property
     def used(self) -> bool:
         """Whether there were rows enough."""
-        return bool(self.root.any())
+        return bool(self.slope.any())
 
     @torch.no_grad()
     def adapt(self, value: Tensor, context: Tensor) -> None:
         """Maximum likelihood on rows value (N, W), context (N, C); the standard normal if the rows are too few."""
-        for part in self.buffers():
-            part.zero_()
         width, columns = self.slope.shape
+        self.slope.zero_()
+        self.shift.zero_()
+        self.root.copy_(torch.eye(width))
         if width > WIDEST or len(value) < ENOUGH * (width + columns + 1):
             return
         value, unity = value.double(), torch.eye(width, dtype=torch.float64)
@@ -72,19 +75,14 @@ class GaussianRegression(nn.Module):
         residual = value - given @ found
         covariance = residual.T @ residual / (len(value) - columns - 1) + _RIDGE * unity
         root = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), unity, upper=False)
-        self.shift.copy_(found[0])
-        self.slope.copy_(found[1:].T)
-        self.root.copy_(root.tril(-1) + root.diagonal().log().diag())
-
-    @property
-    def _matrix(self) -> Tensor:
-        return self.root.tril(-1) + self.root.diagonal().exp().diag()
+        self.shift.copy_(root @ found[0])
+        self.slope.copy_(root @ found[1:].T)
+        self.root.copy_(root)
 
     def look(self, value: Tensor) -> Callable[[Tensor], Tensor]:
-        """Take value (*, W) once: the function context (*, C) -> root (value - shift - slope context), (*, W)."""
-        matrix = self._matrix
-        fixed, slope = (value - self.shift) @ matrix.T, (matrix @ self.slope).T
-        return lambda context: fixed - context @ slope
+        """Take value (*, W) once: the function from context (*, C) to residuals (*, W)."""
+        fixed = linear(value, self.root.tril(), -self.shift)
+        return lambda context: fixed - linear(context, self.slope)
 
     def log_prob(self, flow: Density, value: Tensor, context: Tensor) -> Tensor:
         """log p(value | context) in nats, value (N, W), context (N, C), (N,), where the flow has the residuals."""
@@ -93,15 +91,15 @@ class GaussianRegression(nn.Module):
             found = -0.5 * residual.square().sum(-1) - 0.5 * residual.shape[-1] * math.log(2 * math.pi)
         else:
             found = flow.log_prob(residual, context)
-        return found + self.root.diagonal().sum()
+        return found + self.root.diagonal().abs().log().sum()
 
     @torch.no_grad()
     def sample(self, flow: Density, context: Tensor, n: int) -> Tensor:
         """Draw n values for each row of context (N, C), (N, n, W), float64, from torch's global random state."""
         residual = flow.sample(context, n).double()
-        rows = residual.flatten(0, 1).T
-        centred = torch.linalg.solve_triangular(self._matrix.double(), rows, upper=False).T.view_as(residual)
-        return centred + self.shift + (context.double() @ self.slope.T.double())[:, None]
+        moved = residual + linear(context, self.slope, self.shift).double()[:, None]
+        root = self.root.tril().double()
+        return torch.linalg.solve_triangular(root, moved.flatten(0, 1).T, upper=False).T.view_as(residual)
 
 
 def refine(regression: GaussianRegression, loss: Callable[[], Tensor]) -> None:

@@ -7,7 +7,6 @@ from math import prod
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softshrink
 
 _BULK = 6.0
 """Standard units beyond which inputs grow only logarithmically, so that a wild row cannot blow up the network."""
@@ -35,7 +34,6 @@ class Scaler(nn.Module):
 
     shift: Tensor
     scale: Tensor
-    used: Tensor
 
     def __init__(self, shape: int | Sequence[int], pooled: Sequence[int] = ()) -> None:
         super().__init__()
@@ -44,7 +42,11 @@ class Scaler(nn.Module):
         cells = [1 if axis in self.pooled else side for axis, side in enumerate(self.shape)]
         self.register_buffer("shift", torch.zeros(cells, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(cells, dtype=torch.float64))
-        self.register_buffer("used", torch.ones(cells, dtype=torch.bool))
+
+    @property
+    def used(self) -> Tensor:
+        """Which columns are not constant, bool."""
+        return self.scale < torch.inf
 
     def adapt(self, values: Tensor, present: Tensor | None = None) -> None:
         """Learn location and spread from rows (N, *shape), or from those numbers where present (N, *shape) is true.
@@ -66,9 +68,8 @@ class Scaler(nn.Module):
             found.append(_location(part.to(torch.float64).numpy()))
         shift, scale = (torch.from_numpy(np.concatenate(each)).view_as(self.shift) for each in zip(*found, strict=True))
         low, high = self._ends(values, present)
-        self.used.copy_(high > low)
         self.shift.copy_(shift)
-        self.scale.copy_(torch.where(high > low, torch.where(scale > 0, scale, (high - low).double()), 1.0))
+        self.scale.copy_(torch.where(high > low, torch.where(scale > 0, scale, (high - low).double()), torch.inf))
 
     def far(self, values: Tensor, present: Tensor | None = None) -> Tensor:
         """Which rows (N, *shape) hold a number so far out that a Cauchy tail would hardly reach it, (N,), bool.
@@ -120,10 +121,12 @@ class Scaler(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Scale values (*, W) to float32 (*, W)."""
-        scale = torch.where(self.used, self.scale, torch.inf)
-        unit = ((values.to(torch.float64) - self.shift) / scale).clamp(-_WILD, _WILD).to(torch.float32)
-        beyond = softshrink(unit, _BULK)
-        return torch.addcmul(unit.clamp(-_BULK, _BULK), beyond.sign(), torch.log1p(beyond.abs()))
+        unit = ((values.to(torch.float64) - self.shift) / self.scale).to(torch.float32)
+        bulk = unit.clamp(-_BULK, _BULK)
+        if unit.device.type == "cpu" and torch.equal(unit, bulk):  # a GPU would have to wait for the answer
+            return unit
+        beyond = (unit - bulk).clamp(-_WILD, _WILD)
+        return bulk + torch.log1p(beyond.abs()).copysign(beyond)
 
 
 def _location(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

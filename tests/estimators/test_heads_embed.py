@@ -68,7 +68,7 @@ def test_without_an_embedding_nothing_changes():
     head = RatioEstimator.from_data(data, hidden=(8,))
     assert set(head.state_dict()) == {
         "trained",
-        *(f"{name}_scaler.{part}" for name in ("theta", "design", "x") for part in ("shift", "scale", "used")),
+        *(f"{name}_scaler.{part}" for name in ("theta", "design", "x") for part in ("shift", "scale")),
         *(f"network.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")),
         *(f"regression.{part}" for part in ("slope", "shift", "root")),
     }

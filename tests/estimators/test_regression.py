@@ -46,9 +46,10 @@ def test_it_finds_slope_shift_and_covariance():
     regression = GaussianRegression(3, 2)
     regression.adapt(*rows(n))
     errors = ROOT.square().sum(1).sqrt() / n**0.5
-    assert bool(((regression.slope - SLOPE).abs() < 5 * errors[:, None]).all())
-    assert bool(((regression.shift - SHIFT).abs() < 5 * errors).all())
-    assert bool(((regression.slope.roll(1, 0) - SLOPE).abs() > 5 * errors[:, None]).any())
+    back = torch.linalg.inv(regression.root)
+    assert bool(((back @ regression.slope - SLOPE).abs() < 5 * errors[:, None]).all())
+    assert bool(((back @ regression.shift - SHIFT).abs() < 5 * errors).all())
+    assert bool((((back @ regression.slope).roll(1, 0) - SLOPE).abs() > 5 * errors[:, None]).any())
     value, context = rows(50, seed=1)
     exact = MultivariateNormal(SHIFT + context @ SLOPE.T, ROOT @ ROOT.T).log_prob(value)
     found = regression.log_prob(Standard(), value, context)
