@@ -42,6 +42,11 @@ class Checkpoint:
         self.flags: list[str] = []
         self.seconds = 0.0
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a state to carry on from."""
+        return self.path is not None and self.path.exists()
+
     def offer(self, loop: "Loop", rows: "Parts") -> None:
         """Write the state if it is time; a disk that is full is reported, and training goes on."""
         last = loop.epoch == loop.plan.epochs or loop.is_stale
@@ -63,7 +68,7 @@ class Checkpoint:
             TrainingError: if the checkpoint is of another training.
             StoreError: if the file is truncated or altered.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self.begun:
             return False
         tensors, known = _unpacked(self.path)
         other = [name for name, value in self.identity.items() if known["identity"].get(name) != value]

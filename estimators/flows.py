@@ -28,6 +28,9 @@ from sbi_core.errors import InputError, nearest
 FLOWS = ("maf", "nsf", "affine_coupling", "spline_coupling")
 """Kinds of flow: autoregressive with affine or with spline layers, coupling with affine or with spline layers."""
 
+SPLINED = 6
+"""Columns up to which splines are the default; beyond, from 1000 rows, they learn less than lines do."""
+
 _FLOOR = 1e-3
 """Least scale of an affine layer and least slope of a spline: nflows takes softplus(u) + 1e-3 for both."""
 
@@ -36,6 +39,11 @@ _SLOPE_ONE = math.log(math.expm1(1 - _FLOOR))
 
 _ROWS = 20_000
 """Rows that are inverted at once."""
+
+
+def kind_for(width: int) -> str:
+    """Kind of flow that serves so many columns by default."""
+    return "nsf" if width <= SPLINED else "maf"
 
 
 class ConditionalFlow(nn.Module):

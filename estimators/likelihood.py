@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 
 from sbi_core.errors import InputError
 from sbi_core.estimators.estimator import Estimator, joined
-from sbi_core.estimators.flows import ConditionalFlow
+from sbi_core.estimators.flows import ConditionalFlow, kind_for
 from sbi_core.estimators.networks import mlp, reset
 from sbi_core.estimators.regression import GaussianRegression
 from sbi_core.parameters import Parameter
@@ -32,10 +32,10 @@ class LikelihoodEstimator(Estimator):
         designs: the K axes of the design.
         categories: x is one class label below this number.
         labels: columns of x that are class labels, with the number of classes of each.
-        flow: kind of flow, one of `FLOWS`.
+        flow: kind of flow, one of `FLOWS`; by default "nsf" up to 6 columns and "maf" beyond.
         transforms: layers of the flow.
         flow_hidden: units in each hidden layer of the flow's networks.
-        regression: whether the flow is that of the residuals of a linear regression.
+        regression: whether the flow may be that of the residuals of a linear regression (see `start`).
         hidden: widths of the hidden layers of the softmaxes.
         left_out: columns that were constant in the training rows; found by `fit`.
         embedding: refused: x itself is what there is a density of.
@@ -65,7 +65,7 @@ class LikelihoodEstimator(Estimator):
         designs: Sequence[Parameter] = (),
         categories: int | None = None,
         labels: Mapping[int, int] | None = None,
-        flow: str = "nsf",
+        flow: str | None = None,
         transforms: int = 5,
         flow_hidden: int = 50,
         regression: bool = True,
@@ -86,7 +86,7 @@ class LikelihoodEstimator(Estimator):
                 raise InputError(f"labels = {classes}, expected columns 0 to {width - 1} with at least 2 classes each.")
         self.options = {
             "labels": None if categories else {str(k): n for k, n in classes.items()},
-            "flow": flow,
+            "flow": flow or kind_for(width - len(classes)),
             "transforms": transforms,
             "flow_hidden": flow_hidden,
             "regression": regression,

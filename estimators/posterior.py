@@ -9,7 +9,7 @@ from torch.distributions import Distribution, biject_to
 
 from sbi_core.errors import InputError
 from sbi_core.estimators.estimator import Estimator, joined
-from sbi_core.estimators.flows import ConditionalFlow
+from sbi_core.estimators.flows import ConditionalFlow, kind_for
 from sbi_core.estimators.regression import GaussianRegression
 from sbi_core.estimators.scaling import Scaler
 from sbi_core.parameters import Parameter, names
@@ -32,10 +32,10 @@ class PosteriorEstimator(Estimator):
         designs: the K axes of the design.
         categories: x is a class label below this number.
         proposal: density of the training rows' theta, or its description; by default that of the rows.
-        flow: kind of flow, one of `FLOWS`.
+        flow: kind of flow, one of `FLOWS`; by default "nsf" up to 6 columns and "maf" beyond.
         transforms: layers of the flow.
         flow_hidden: units in each hidden layer of the flow's networks.
-        regression: whether the flow is that of the residuals of a linear regression.
+        regression: whether the flow may be that of the residuals of a linear regression (see `start`).
         counted: x is a zero-padded run of events, see `Estimator`.
         embedding: a network that reads x, see `Estimator`.
 
@@ -61,7 +61,7 @@ class PosteriorEstimator(Estimator):
         designs: Sequence[Parameter] = (),
         categories: int | None = None,
         proposal: Distribution | Mapping[str, Any] | None = None,
-        flow: str = "nsf",
+        flow: str | None = None,
         transforms: int = 5,
         flow_hidden: int = 50,
         regression: bool = True,
@@ -74,6 +74,7 @@ class PosteriorEstimator(Estimator):
         whole = [p.name for p in self.axes if p.integer]
         if whole:
             raise InputError(f"parameters {whole} are whole numbers, and a flow has no such. Use a RatioEstimator.")
+        flow = flow or kind_for(len(self.axes))
         self.options = {"proposal": None, "flow": flow, "transforms": transforms, "flow_hidden": flow_hidden}
         self.options["regression"] = regression
         self._set_proposal(restore(proposal) if isinstance(proposal, Mapping) else proposal)

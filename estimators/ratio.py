@@ -27,7 +27,7 @@ class RatioEstimator(Estimator):
         designs: the K axes of the design.
         categories: x is a class label below this number.
         hidden: widths of the hidden layers; by default three of 64, of class labels two.
-        regression: whether plain numbers x start with their linear regression.
+        regression: whether plain numbers x may start with their linear regression (see `start`).
         counted: x is a zero-padded run of events, see `Estimator`.
         embedding: a network that reads x, see `Estimator`.
 

@@ -63,10 +63,8 @@ class GaussianRegression(nn.Module):
     @torch.no_grad()
     def adapt(self, value: Tensor, context: Tensor) -> None:
         """Maximum likelihood on rows value (N, W), context (N, C); the standard normal if the rows are too few."""
+        self.leave_out()
         width, columns = self.slope.shape
-        self.slope.zero_()
-        self.shift.zero_()
-        self.root.copy_(torch.eye(width))
         if width > WIDEST or len(value) < ENOUGH * (width + columns + 1):
             return
         value, unity = value.double(), torch.eye(width, dtype=torch.float64)
@@ -78,6 +76,13 @@ class GaussianRegression(nn.Module):
         self.shift.copy_(root @ found[0])
         self.slope.copy_(root @ found[1:].T)
         self.root.copy_(root)
+
+    @torch.no_grad()
+    def leave_out(self) -> None:
+        """Become the standard normal."""
+        self.slope.zero_()
+        self.shift.zero_()
+        self.root.copy_(torch.eye(len(self.root)))
 
     def look(self, value: Tensor) -> Callable[[Tensor], Tensor]:
         """Take value (*, W) once: the function from context (*, C) to residuals (*, W)."""

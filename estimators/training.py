@@ -21,7 +21,7 @@ from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.loop import TROUBLE, Callback, Loop, Plan
 from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, check_head, function_of, name_of
 from sbi_core.estimators.options import check_options, device_of
-from sbi_core.estimators.regression import refine
+from sbi_core.estimators.start import regresses, start
 from sbi_core.estimators.streams import Split, split
 from sbi_core.gold_check import GoldCheck
 from sbi_core.priors import describe
@@ -44,9 +44,6 @@ VISITS, VISITED = 8, 1000
 TOLERANCE = 1.0
 """Standard errors by which held-out losses must be worse to count, where gold draws labels anew: what is learned last
 is best then, and the lowest of many looks is luck. Without gold, the lowest counts."""
-
-STARTED = 5000
-"""Rows on which gold improves the regression that a head starts with, at most."""
 
 SLICES, PIECE = 20, 1024
 """... in so many slices or more, of about so many pairs at most; their differences give the loss its error."""
@@ -107,9 +104,10 @@ def fit(
 ) -> Fit:
     """Train a copy of an estimator.
 
-    AdamW with a cosine schedule that ends at zero, gradients clipped at norm 5, float32 network and float64 gold. What
-    is kept are running averages of the weights (see `Loop`), those with the lowest loss on held-out rows; where gold
-    draws labels anew, the latest within one standard error of it. Contrasts theta_alt (N, C, D) are drawn from the
+    A head of plain numbers starts with linear regression if that helps (see `start`). AdamW with a cosine schedule that
+    ends at zero, gradients clipped at norm 5, float32 network and float64 gold. What is kept are running averages of
+    the weights (see `Loop`), those with the lowest loss on held-out rows; where gold draws labels anew, the latest
+    within one standard error of it. Contrasts theta_alt (N, C, D) are drawn from the
     recorded proposal (else from the other rows' theta), afresh at every visit of a row, with the joint log ratio from
     the simulator's `log_joint`, and the row's own theta is drawn again among them (see `Source`); stored contrasts
     serve where z or the simulator is absent. A store larger than `memory` is streamed (see `Stream`), held-out rows
@@ -176,16 +174,16 @@ def fit(
         flags += model.adapt(rows.sample.rows)
         if rows.sample.score_scale is not None:
             model.set_unit(rows.sample.score_scale.whitening)
-        with seeded(for_start):
-            _start(model, loss, rows.sample)
     facts = _facts(loss, seed, data, rows)
     state = Checkpoint(checkpoint, _identity(facts, loss, estimator, plan, contrasts))
     with seeded(for_validation):
         held = _held(rows.validation, place)
+    if regresses(model) and not model.trained and not state.begun:
+        with one_thread():
+            start(model, loss, rows.sample, held, plan, for_start)
     if model.embedding is not None:
         model.embedding.mixed_precision = mixed_precision
-    known = bool(model.trained) or (model.regression is not None and model.regression.used)
-    loop = Loop(model, loss, plan, begun=known)
+    loop = Loop(model, loss, plan, begun=bool(model.trained) or regresses(model))
     with seeded(for_training), one_thread():
         state.resume(loop, rows.training)
         ended = loop.run(rows.training, held, progress=progress, callback=callback, checkpoint=state)
@@ -236,17 +234,6 @@ def _plan(
     steps, tolerance = rows.training.steps(batch), TOLERANCE if rows.validation.here is not None else 0.0
     epochs = epochs or max(1, min(max(EPOCHS, math.ceil(STEPS / steps)), MOST_STEPS // steps))
     return Plan(epochs, steps, batch, patience or max(1, epochs // 3), rate, decay, tolerance, device)
-
-
-def _start(model: Estimator, loss: Loss, sample: Source) -> None:
-    """Let gold improve the regression that a head starts with."""
-    used = model.regression is not None and model.regression.used
-    if not (used and {"joint_log_ratio", "joint_score"} & set(getattr(function_of(loss), "needs", ()))):
-        return
-    visits = max(1, VISITED // len(sample)) if sample.draws else 1
-    chosen = torch.arange(len(sample))[:STARTED].repeat(visits)
-    batch = sample.part(chosen, sample.score_scale).batch()
-    refine(model.regression, lambda: loss(model, batch))
 
 
 def _held(validation: Source, device: torch.device) -> list[Batch]:

@@ -19,7 +19,9 @@ def test_patience_ends_training_and_the_best_weights_are_kept():
     assert stopped.history["epoch"][-1] == stopped.best_epoch + 15 < 150 == endless.history["epoch"][-1]
     length = len(stopped.history["epoch"])
     assert stopped.history["validation"] == endless.history["validation"][:length], "the same run until then"
-    assert min(stopped.history["validation"]) == stopped.history["validation"][stopped.best_epoch // 3 - 1], "at each third epoch"
+    assert min(stopped.history["validation"]) == stopped.history["validation"][stopped.best_epoch // 3 - 1], (
+        "at each third epoch"
+    )
     assert stopped.flags == endless.flags == ()
     gain = squared_errors(Silent()) - squared_errors(stopped.estimator)
     assert gain.mean() > 0 and z_of_mean(gain) > 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from sbi_core import joint_score, simulate
+from sbi_core import Parameter, Simulations, joint_score, simulate
 from sbi_core.estimators import (
     LikelihoodEstimator,
     PosteriorEstimator,
@@ -161,6 +161,42 @@ def test_a_start_that_is_wrong_is_corrected():
     with torch.no_grad():
         gain = run.estimator.log_likelihood(test.theta, test.x) - start.log_likelihood(test.theta, test.x)
     assert run.best_epoch > 0 and gain.mean() > 5 * gain.std() / math.sqrt(len(gain))
+
+
+def bent(n, seed, sharpness):
+    """Two parameters seen through tanh, with little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = 6 * torch.rand(n, 2, generator=generator, dtype=torch.float64) - 3
+    mean = torch.tanh(sharpness * theta) / sharpness
+    x = mean + 0.1 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    return Simulations.from_arrays(theta, x, parameters=[Parameter("a", -3, 3), Parameter("b", -3, 3)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_trial_decides_whether_it_is_used(seed):
+    for sharpness, used in ((0.01, True), (5.0, False)):
+        data = bent(1000, seed, sharpness)
+        head = LikelihoodEstimator.from_data(data, flow="maf", transforms=2, flow_hidden=16)
+        run = fit(head, nle, data, seed=seed, batch_size=50, max_epochs=100, patience=1, progress=False)
+        assert run.estimator.regression.used == used
+
+
+def test_a_training_that_goes_on_is_not_tried_again(tmp_path):
+    data, calls = bent(200, 0, 0.01), []
+
+    def counted(estimator, batch):
+        calls.append(estimator.regression.used)
+        return nle(estimator, batch)
+
+    head = LikelihoodEstimator.from_data(data, transforms=1, flow_hidden=4)
+    options = {"seed": 1, "max_epochs": 2, "progress": False, "checkpoint": tmp_path}
+    first = fit(head, counted, data, **options)
+    assert False in calls, "the trial without it"
+    calls.clear()
+    again = fit(head, counted, data, **options)
+    assert not calls and again.history == first.history
+    for one, two in zip(first.estimator.state_dict().values(), again.estimator.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("head", [RatioEstimator, LikelihoodEstimator, PosteriorEstimator])
