@@ -19,8 +19,8 @@ from sbi_core.seeding import seeded
 REFINED, PAIRS = 5000, 1000
 """Rows on which gold improves the regression, at most; fewer are visited several times, until there are so many."""
 
-TRIED, TRIAL = 10_000, 200
-"""Rows and steps of the trials with and without it, at most; a tenth of the epochs are enough."""
+TRIED, TRIAL = 5000, 100
+"""Rows and steps of the trials with and without it, at most; a twentieth of the training's steps is enough."""
 
 
 def regresses(model: Estimator) -> bool:
@@ -42,7 +42,7 @@ def start(model: Estimator, loss: Loss, sample: Source, held: Sequence[Batch], p
         refine(model.regression, lambda: loss(model, batch))
     rows = sample.part(slice(TRIED), sample.score_scale)
     steps = rows.steps(plan.batch_size)
-    epochs = max(1, min(plan.epochs // 10, math.ceil(TRIAL / steps)))
+    epochs = max(1, round(min(TRIAL, plan.epochs * plan.steps / 20) / steps))
     short, losses = replace(plan, epochs=epochs, steps=steps, patience=epochs), []
     for left_out in (False, True):
         trial = copy.deepcopy(model)

@@ -172,7 +172,7 @@ def bent(n, seed, sharpness):
     return Simulations.from_arrays(theta, x, parameters=[Parameter("a", -3, 3), Parameter("b", -3, 3)])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_trial_decides_whether_it_is_used(seed):
     for sharpness, used in ((0.01, True), (5.0, False)):
         data = bent(1000, seed, sharpness)
