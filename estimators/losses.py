@@ -71,7 +71,8 @@ class Batch:
         return self._map(lambda name, value: value.to(device))
 
     def _map(self, change: Callable[[str, Tensor], Tensor]) -> "Batch":
-        return Batch(**{name: value if value is None else change(name, value) for name, value in vars(self).items()})
+        changed = {name: change(name, value) for name, value in vars(self).items() if value is not None}
+        return Batch(**changed)
 
 
 def needs(
