@@ -150,7 +150,7 @@ def write(rows: list[dict[str, Any]]) -> None:
     """Append the rows of a cell and print what was measured."""
     new = not TABLE.exists()
     with open(TABLE, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         if new:
             writer.writeheader()
         for row in rows:
