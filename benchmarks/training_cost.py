@@ -3,7 +3,7 @@
 import functools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,10 @@ def _fit_epochs(head: RatioEstimator, data: Simulations, seed: int) -> tuple[Any
     """A trained estimator, and the CPU seconds of its epochs after the first look."""
     ticks: list[tuple[float, float]] = []
     options = {"patience": 10**6, "batch_size": BATCH, "device": "cpu", "progress": False}
-    note = lambda line: ticks.append((line["epoch"], time.process_time()))  # noqa: E731
+
+    def note(line: Mapping[str, float]) -> None:
+        ticks.append((line["epoch"], time.process_time()))
+
     run = fit(head, carl, data, seed=seed, callback=note, **options)
     epochs, seconds = np.diff(ticks, axis=0).T
     return run.estimator, (seconds / epochs).tolist()

@@ -20,7 +20,7 @@ class LikelihoodEstimator(Estimator):
     """log q(x | theta, design), normalised in x: nats per unit of x, of label columns the log probability.
 
     Label columns come first, each a softmax given theta, design and the labels before it; the other columns follow as
-    one flow given theta, design and all labels, of the residuals of their linear regression on all that:
+    one flow given theta, design and all labels, or one of the residuals of their linear regression on all that:
 
         q(x | theta) = prod_j q(label_j | label_1 .. label_(j-1), theta) q(numbers | labels, theta).
 

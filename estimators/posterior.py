@@ -22,8 +22,8 @@ class PosteriorEstimator(Estimator):
     """log q(theta | x, design), normalised over the support of the proposal that theta was drawn from.
 
     A flow of u given x, with theta = b(u) and b the bijection from the real numbers onto that support, so that every
-    draw lies inside; unless an embedding reads x, of the residuals of a linear regression of u on x. What other code
-    reads is log q(theta | x) - log proposal(theta) = log p(x | theta) + const.
+    draw lies inside; where no embedding reads x, it may be one of the residuals of a linear regression of u on x. What
+    other code reads is log q(theta | x) - log proposal(theta) = log p(x | theta) + const.
     Papamakarios & Murray, arXiv:1605.06376, proposition 1; Greenberg, Nonnenmacher & Macke, arXiv:1905.07488.
 
     Args:

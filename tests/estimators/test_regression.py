@@ -133,7 +133,6 @@ def test_ten_dimensions_cost_what_linear_regression_costs(seed):
     best = least_squares(data, test)
     run = fit(RatioEstimator.from_data(data, hidden=[16]), alices, data, **options)
     plain = RatioEstimator.from_data(data, hidden=[16], regression=False)
-
     without = fit(plain, alices, data, max_epochs=30, **options)
     assert error(run.estimator, test) < 2 * best < 0.2 * error(without.estimator, test)
 
@@ -153,7 +152,7 @@ def test_a_density_that_nothing_can_be_added_to_is_the_regression():
 
 
 def test_a_start_that_is_wrong_is_corrected():
-    """Two moons: no correlation between x and theta, so that the regression says nothing, and the flow does."""
+    """Two moons: one column of x is linear in theta, the other bends, and both have moons for noise."""
     data, test = (simulate(TwoMoons(), n, seed=s, progress=False) for n, s in ((1000, 0), (1000, 1)))
     run = fit(LikelihoodEstimator.from_data(data, transforms=2), nle, data, seed=0, progress=False, max_epochs=30)
     start = LikelihoodEstimator.from_data(data, transforms=2)
