@@ -1,8 +1,8 @@
 """Conditional normalising flows: an exactly normalised density of a value, given a context.
 
-Built from the transforms of nflows 0.14 that were checked: affine and rational-quadratic spline layers, autoregressive
-and coupling, and the reversal between them. Sampling is done here: the samplers of nflows draw float32 whatever the
-weights are, and join the wrong axis when they work in batches with a context.
+Built from the transforms of nflows 0.14 that were checked: affine and rational-quadratic spline layers (see `splines`),
+autoregressive and coupling, and the reversal between them. Sampling is done here: the samplers of nflows draw float32
+whatever the weights are, and join the wrong axis when they work in batches with a context.
 """
 
 import copy
@@ -15,8 +15,6 @@ from nflows.transforms import (
     AffineCouplingTransform,
     CompositeTransform,
     MaskedAffineAutoregressiveTransform,
-    MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
-    PiecewiseRationalQuadraticCouplingTransform,
     ReversePermutation,
 )
 from nflows.transforms.made import MADE
@@ -24,18 +22,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
 from sbi_core.errors import InputError, nearest
+from sbi_core.estimators.splines import FLOOR, SLOPE_ONE, AutoregressiveSpline, CouplingSpline
 
 FLOWS = ("maf", "nsf", "affine_coupling", "spline_coupling")
 """Kinds of flow: autoregressive with affine or with spline layers, coupling with affine or with spline layers."""
 
 SPLINED = 6
 """Columns up to which splines are the default; beyond, from 1000 rows, they learn less than lines do."""
-
-_FLOOR = 1e-3
-"""Least scale of an affine layer and least slope of a spline: nflows takes softplus(u) + 1e-3 for both."""
-
-_SLOPE_ONE = math.log(math.expm1(1 - _FLOOR))
-"""The u at which that is 1."""
 
 _ROWS = 20_000
 """Rows that are inverted at once."""
@@ -61,8 +54,8 @@ class ConditionalFlow(nn.Module):
     Values are expected in standard units. One column works for every kind: its layers read the context alone.
 
     The gradient of log_prob is one `torch.autograd.grad` of the sum over the batch, since rows do not mix; it may be
-    differentiated again. `torch.func.vmap` does not work on splines, which pick rows by their values. Splines are C1:
-    the slope of log_prob is continuous only between knots.
+    differentiated again, and `torch.func.vmap` works. Splines are C1: the slope of log_prob is continuous only between
+    knots.
 
     Args:
         width: columns W of the value.
@@ -105,7 +98,7 @@ class ConditionalFlow(nn.Module):
                 raise InputError(f"{name} = {count}, expected at least 1.")
         if context < 0:
             raise InputError(f"context = {context}, expected the number of its columns, 0 for none.")
-        if bins * _FLOOR > 1:
+        if bins * FLOOR > 1:
             raise InputError(f"bins = {bins}, expected at most 1000; 4 to 16 are usual.")
         if not 1 <= tail_bound <= 16:
             raise InputError(f"tail_bound = {tail_bound}, expected 1 to 16: bring the values to standard units.")
@@ -149,8 +142,7 @@ class ConditionalFlow(nn.Module):
     def sample(self, context: Tensor, n: int) -> Tensor:
         """Draw n values for each row of context (N, C), result (N, n, W), from torch's global random state.
 
-        The layers are inverted in float64. A draw that cannot be inverted is NaN, and so are those of a context that
-        is not finite.
+        The layers are inverted in float64. Draws for a context that is not finite are NaN.
 
         Raises:
             InputError: a shape that does not fit, or n below 1.
@@ -165,7 +157,7 @@ class ConditionalFlow(nn.Module):
         given = _fill(torch.where(whole[:, None], context, 0.0).double()).repeat_interleave(n, 0)
         exact = copy.deepcopy(self.transform).double()
         parts = zip(noise.flatten(0, 1).split(_ROWS), given.split(_ROWS), strict=True)
-        value = torch.cat([_inverted(exact, *part) for part in parts]).view_as(noise)
+        value = torch.cat([exact.inverse(*part)[0] for part in parts]).view_as(noise)
         return torch.where(whole[:, None, None], value, torch.nan).to(self._dtype)
 
     @property
@@ -201,7 +193,7 @@ class _AffineCoupling(AffineCouplingTransform):
 
     def _scale_and_shift(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = parameters.reshape(len(parameters), -1, 2).unbind(-1)
-        return softplus(scale) + _FLOOR, shift
+        return softplus(scale) + FLOOR, shift
 
 
 def _chain(
@@ -209,7 +201,7 @@ def _chain(
 ) -> CompositeTransform:
     """The layers from value to noise, each the identity."""
     spline = {"num_bins": bins, "tails": "linear", "tail_bound": tail_bound}
-    line, curve = [_SLOPE_ONE, 0.0], [0.0] * 2 * bins + [_SLOPE_ONE] * (bins - 1)
+    line, curve = [SLOPE_ONE, 0.0], [0.0] * 2 * bins + [SLOPE_ONE] * (bins - 1)
     identity = line if kind in ("maf", "affine_coupling") else curve
     autoregressive = kind in ("maf", "nsf")
     columns = max(context, 1)  # see `_fill`
@@ -223,11 +215,11 @@ def _chain(
         if kind == "affine_coupling":
             layer = _AffineCoupling(_moving(width, k), network)
         elif kind == "spline_coupling":
-            layer = PiecewiseRationalQuadraticCouplingTransform(_moving(width, k), network, **spline)
+            layer = CouplingSpline(_moving(width, k), network, **spline)
         elif kind == "maf":
             layer = MaskedAffineAutoregressiveTransform(width, hidden)
         else:
-            layer = MaskedPiecewiseRationalQuadraticAutoregressiveTransform(width, hidden, **spline)
+            layer = AutoregressiveSpline(width, hidden, **spline)
         if autoregressive:
             layers += [ReversePermutation(width)] if k else []
             layer.autoregressive_net = _Conditioner(width, columns, hidden, len(identity))
@@ -247,20 +239,3 @@ def _moving(width: int, layer: int) -> list[int]:
 def _fill(context: Tensor) -> Tensor:
     """One column of zeros in place of none: nflows' networks cannot do without."""
     return context if context.shape[1] else context.new_zeros(len(context), 1)
-
-
-def _inverted(transform: CompositeTransform, noise: Tensor, context: Tensor) -> Tensor:
-    """The values (N, W) of noise (N, W), NaN where nflows' inverse of a spline refuses.
-
-    It asserts a discriminant that is not negative, which rounding can break, for the whole batch; halves are tried
-    until the row is found.
-    """
-    try:
-        value: Tensor = transform.inverse(noise, context)[0]
-    except AssertionError:
-        if len(noise) == 1:
-            return torch.full_like(noise, torch.nan)
-        middle = len(noise) // 2
-        halves = (slice(middle), slice(middle, None))
-        value = torch.cat([_inverted(transform, noise[half], context[half]) for half in halves])
-    return value
