@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SECONDS = 10.0
 """Least time between two checkpoints; one is due at the end of the first epoch after that."""
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoint:
@@ -84,13 +84,13 @@ class Checkpoint:
         loop.model.load_state_dict(parts["model"])
         loop.average.load_state_dict(parts["average"])
         loop.kept = {name: value.to(loop.plan.device) for name, value in parts["kept"].items()}
-        loop.lowest = parts["lowest"][""] if "lowest" in parts else None
+        loop.lowest, loop.start = (parts[name][""] if name in parts else None for name in ("lowest", "start"))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in parts.get("optimizer", {}).items():
             number, _, key = name.partition("/")
             moments.setdefault(int(number), {})[key] = value
         loop.optimizer.load_state_dict({**loop.optimizer.state_dict(), "state": moments})
-        for name in ("steps", "epoch", "best_epoch", "start", "seconds", "history"):
+        for name in ("steps", "epoch", "best_epoch", "seconds", "history"):
             setattr(loop, name, known[name])
         self.seconds = loop.seconds
         rows.restore(parts.get("rows", {}))
@@ -113,12 +113,12 @@ def _packed(identity: Mapping[str, Any], loop: "Loop", rows: "Parts") -> bytes:
     tensors |= {f"kept/{name}": value for name, value in loop.kept.items()}
     for number, moments in loop.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{key}": value for key, value in moments.items()}
-    tensors |= {} if loop.lowest is None else {"lowest/": loop.lowest}
+    tensors |= {f"{name}/": at for name in ("lowest", "start") if (at := getattr(loop, name)) is not None}
     tensors |= {f"rows/{name}": value for name, value in rows.state().items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if loop.plan.device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(loop.plan.device)
-    known = {name: getattr(loop, name) for name in ("steps", "epoch", "best_epoch", "start", "seconds", "history")}
+    known = {name: getattr(loop, name) for name in ("steps", "epoch", "best_epoch", "seconds", "history")}
     known |= {"format": FORMAT, "identity": dict(identity), "clipped": rows.clipped}
     content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, {"state": json.dumps(known)})
     return hashlib.sha256(content).digest() + content

@@ -92,7 +92,8 @@ class Loop:
         model: trained in place.
         loss: (estimator, batch) -> scalar.
         plan: how long and how fast.
-        begun: whether the model knows something already; then no weights are kept that are worse on the held-out rows.
+        begun: whether the model knows something already; then only weights are kept that are better on the held-out
+            rows, by `plan.tolerance` standard errors.
     """
 
     def __init__(self, model: Estimator, loss: Loss, plan: Plan, *, begun: bool = False) -> None:
@@ -108,7 +109,8 @@ class Loop:
         }
         self.kept = _copied(self.average)
         self.lowest: Tensor | None = None
-        self.begun, self.start = begun, math.inf
+        self.begun = begun
+        self.start: Tensor | None = None
         self.seconds = 0.0
 
     def run(
@@ -123,7 +125,7 @@ class Loop:
         if self.begun and self.epoch == 0:
             losses = self._losses(held)
             if bool(losses.isfinite().all()):
-                self.lowest, self.start = losses, float(losses.mean())
+                self.lowest = self.start = losses
         name, total = f"fit {name_of(self.loss)}", self.plan.epochs
         bar = tqdm(total=total, initial=self.epoch, desc=name, unit="epoch", disable=not progress)
         with bar, _flushed():
@@ -188,7 +190,8 @@ class Loop:
             return
         if self.lowest is None or losses.mean() < self.lowest.mean():
             self.lowest = losses
-        if float(losses.mean()) <= self.start and not _worse(losses - self.lowest, self.plan.tolerance):
+        gained = self.start is None or _worse(self.start - losses, self.plan.tolerance)
+        if gained and not _worse(losses - self.lowest, self.plan.tolerance):
             self.kept = _copied(self.average)
             self.best_epoch = self.epoch
 
@@ -200,7 +203,7 @@ class Loop:
 
 @contextmanager
 def _flushed() -> Iterator[None]:
-    """Take numbers below 1e-38 for zero: gradients of far contrasts are full of them, and products then cost fivefold."""
+    """Take numbers below 1e-38 for zero: far contrasts fill gradients with them, and products then cost five times."""
     before = not bool(torch.tensor(1e-40) * 1)
     torch.set_flush_denormal(True)
     try:

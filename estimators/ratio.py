@@ -84,7 +84,7 @@ class RatioEstimator(Estimator):
     ) -> Callable[[Tensor], Tensor]:
         """Scale and embed x (*, event), n_events (*), once: the function theta (*, D) -> nats (*)."""
         seen = self._seen(x, n_events)
-        residual = None if self.regression is None else self.regression.look(seen)
+        residual = self.regression.look(seen) if self.regression is not None and self.regression.used else None
 
         def log_likelihood(theta: Tensor) -> Tensor:
             given = self._conditions(theta, design)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ class GaussianRegression(nn.Module):
         context: columns C of the context.
 
     Attributes:
+        used: false for the standard normal.
         alone: while true, heads leave their networks out.
     """
 
@@ -50,15 +51,14 @@ class GaussianRegression(nn.Module):
 
     def __init__(self, width: int, context: int) -> None:
         super().__init__()
-        self.alone = False
+        self.used = self.alone = False
         self.register_buffer("slope", torch.zeros(width, context))
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("root", torch.eye(width))
 
-    @property
-    def used(self) -> bool:
-        """Whether there were rows enough."""
-        return bool(self.slope.any())
+    def _load_from_state_dict(self, *state: Any) -> None:
+        super()._load_from_state_dict(*state)
+        self.used = bool(self.slope.any())
 
     @torch.no_grad()
     def adapt(self, value: Tensor, context: Tensor) -> None:
@@ -76,10 +76,12 @@ class GaussianRegression(nn.Module):
         self.shift.copy_(root @ found[0])
         self.slope.copy_(root @ found[1:].T)
         self.root.copy_(root)
+        self.used = True
 
     @torch.no_grad()
     def leave_out(self) -> None:
         """Become the standard normal."""
+        self.used = False
         self.slope.zero_()
         self.shift.zero_()
         self.root.copy_(torch.eye(len(self.root)))
@@ -91,7 +93,7 @@ class GaussianRegression(nn.Module):
 
     def log_prob(self, flow: Density, value: Tensor, context: Tensor) -> Tensor:
         """log p(value | context) in nats, value (N, W), context (N, C), (N,), where the flow has the residuals."""
-        residual = self.look(value)(context)
+        residual = self.look(value)(context) if self.used else value
         if self.alone:
             found = -0.5 * residual.square().sum(-1) - 0.5 * residual.shape[-1] * math.log(2 * math.pi)
         else:
@@ -102,6 +104,8 @@ class GaussianRegression(nn.Module):
     def sample(self, flow: Density, context: Tensor, n: int) -> Tensor:
         """Draw n values for each row of context (N, C), (N, n, W), float64, from torch's global random state."""
         residual = flow.sample(context, n).double()
+        if not self.used:
+            return residual
         moved = residual + linear(context, self.slope, self.shift).double()[:, None]
         root = self.root.tril().double()
         return torch.linalg.solve_triangular(root, moved.flatten(0, 1).T, upper=False).T.view_as(residual)

@@ -8,8 +8,8 @@ from measures import z_of_mean
 from runs import quick, rows
 from test_training import Silent, squared_errors
 
-from sbi_core.estimators import carl
-from sbi_core.estimators.loop import Plan
+from sbi_core.estimators import RatioEstimator, carl
+from sbi_core.estimators.loop import Loop, Plan
 
 
 def test_patience_ends_training_and_the_best_weights_are_kept():
@@ -68,3 +68,39 @@ def test_matrices_decay_and_biases_do_not():
         assert torch.allclose(after, matrix * (1 - 0.5 * plan.rate(step)), rtol=1e-6)
         assert torch.equal(bias, bias_after) and bias.any() and not torch.equal(matrix, after)
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_while_training_and_only_then(before) -> None:
+    seen = []
+
+    def flushing() -> bool:
+        return not bool(torch.tensor(1e-40) * 1)
+
+    def watching(estimator, batch):
+        seen.append(flushing())
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return estimator.log_likelihood(batch.theta, batch.x).sum() * 0
+
+    torch.set_flush_denormal(before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            quick(rows()[:40], watching, max_epochs=50, batch_size=100)
+        assert flushing() == before and seen == [True] * 5
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(-0.5, False), (0.5, False), (1.5, True)])
+def test_what_was_known_at_the_start_goes_for_more_than_luck(gain, kept) -> None:
+    """Gains in standard errors of the held-out slices."""
+    noise = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    gains = gain * noise.std() / 20**0.5 + noise
+    head = RatioEstimator.from_data(rows())
+    plan = Plan(3, 1, 100, 3, 0.1, 0.0, 1.0, torch.device("cpu"))
+    loop = Loop(head, lambda _, k: 5.0 - loop.epoch * gains[k], plan, begun=True)
+    loop.start = loop.lowest = loop._losses(range(20))
+    loop.epoch = 1
+    loop._look(0.0, range(20))
+    assert (loop.best_epoch == 1) == kept
