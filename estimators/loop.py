@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from sbi_core.estimators.batches import Source
@@ -99,10 +99,9 @@ class Loop:
     def __init__(self, model: Estimator, loss: Loss, plan: Plan, *, begun: bool = False) -> None:
         self.model, self.loss, self.plan = model.to(plan.device).train(), loss, plan
         self.average = copy.deepcopy(model).eval()
-        self.weights, self.averages = ([*map(Tensor.detach, net.parameters())] for net in (self.model, self.average))
-        self.parameters = list(model.parameters())
-        self.decaying = [p.detach() for p in self.parameters if p.ndim > 1 and p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=plan.learning_rate, fused=True)
+        self.weights, self.gradients, self.decaying = _laid_out(self.model)
+        self.averages = _laid_out(self.average)[0]
+        self.optimizer = torch.optim.Adam(self.weights, lr=plan.learning_rate, fused=True)
         self.steps = self.epoch = self.best_epoch = 0
         self.history: dict[str, list[float]] = {
             name: [] for name in ("epoch", "training", "validation", "learning_rate")
@@ -164,18 +163,19 @@ class Loop:
     def _step(self, batch: Batch) -> Tensor:
         rate = self.plan.rate(self.steps)
         self.optimizer.param_groups[0]["lr"] = rate
-        for parameter in self.parameters:
-            parameter.grad = None
+        for gradient in self.gradients:
+            gradient.zero_()
         value = self.loss(self.model, batch)
         value.backward()
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        torch._foreach_mul_(gradients, (LONGEST / (norm + 1e-6)).clamp(max=1.0))
-        if self.plan.weight_decay and self.decaying:  # as in AdamW, which takes twice the time for two kinds of weights
-            torch._foreach_mul_(self.decaying, 1 - rate * self.plan.weight_decay)
-        self.optimizer.step()
+        with torch.no_grad():
+            norm = torch.stack([gradient.norm() for gradient in self.gradients]).norm()
+            for gradient, decaying in zip(self.gradients, self.decaying, strict=True):
+                gradient *= (LONGEST / (norm + 1e-6)).clamp(max=1.0)
+                decaying *= 1 - rate * self.plan.weight_decay
+            self.optimizer.step()
+            for mine, theirs in zip(self.averages, self.weights, strict=True):
+                mine.lerp_(theirs, 1 - (1 - 1 / (self.steps + 1)) ** (AVERAGED + 1))
         self.steps += 1
-        torch._foreach_lerp_(self.averages, self.weights, 1 - (1 - 1 / self.steps) ** (AVERAGED + 1))
         return value.detach()
 
     def _look(self, training: float, held: Sequence[Batch]) -> None:
@@ -199,6 +199,26 @@ class Loop:
         """Of the averaged weights, one to a slice of the held-out rows."""
         with torch.no_grad():
             return torch.stack([self.loss(self.average, batch).detach() for batch in held]).double().cpu()
+
+
+def _laid_out(model: nn.Module) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
+    """Lay the weights of a model end to end, so that a step takes few operations: one parameter of each dtype.
+
+    Second, their gradients; third, the matrices, which come first: what decays.
+    """
+    weights, gradients, decaying = [], [], []
+    trained = sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: p.ndim < 2)
+    for dtype in dict.fromkeys(p.dtype for p in trained):
+        parts = [p for p in trained if p.dtype == dtype]
+        vector = nn.Parameter(nn.utils.parameters_to_vector(parts).detach())
+        nn.utils.vector_to_parameters(vector.detach(), parts)
+        vector.grad = torch.zeros_like(vector)
+        for part, gradient in zip(parts, vector.grad.split([p.numel() for p in parts]), strict=True):
+            part.grad = gradient.view_as(part)
+        weights.append(vector)
+        gradients.append(vector.grad)
+        decaying.append(vector.detach()[: sum(p.numel() for p in parts if p.ndim > 1)])
+    return weights, gradients, decaying
 
 
 @contextmanager

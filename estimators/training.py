@@ -194,7 +194,7 @@ def fit(
             f"joint ratios above e^{LARGEST_LOG_RATIO:.0f} in {clipped} of {len(rows.training)} rows were clipped, "
             f"which biases {name_of(loss)}: draw contrasts near each row's theta, or use loss=alice"
         )
-    model.load_state_dict(loop.kept)
+    model.load_state_dict(loop.kept, assign=True)
     model.trained |= loop.lowest is not None
     model.to("cpu").eval()
     if model.embedding is not None:
