@@ -3,11 +3,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from measures import z_of_mean
 from runs import BOX, WORLD, bits, rows
 from torch.distributions import Beta, Independent, MultivariateNormal, Uniform
 
 from sbi_core import InputError, Parameter, Simulations, TrainingError, UniformPrior, infer, simulate
-from sbi_core.estimators import LikelihoodEstimator, PosteriorEstimator, RatioEstimator, fit, load_estimator, npe
+from sbi_core.estimators import Batch, LikelihoodEstimator, PosteriorEstimator, RatioEstimator, fit, load_estimator, npe
 from sbi_core.seeding import seeded
 from sbi_core.simulators import GaltonBoard
 
@@ -79,6 +80,33 @@ def test_mean_and_covariance_of_draws_are_the_exact_ones(gaussian):
     assert ((drawn.mean(1) - mean).abs() < 0.2 * sd).all()
     assert ((drawn.std(1) / sd - 1).abs() < 0.12).all()
     assert not ((drawn.mean(1) - mean.flip(1)).abs() < 0.2 * sd).all(), "saboteur: axes exchanged"
+
+
+class Tilted(PosteriorEstimator):
+    """log N(theta; x / 6 + eps_1 (1 + tanh(x)), 5 / 6 exp(eps_2 (1 + cos(x)))) in each axis, eps (B, 2) row by row."""
+
+    def __init__(self, eps):
+        torch.nn.Module.__init__(self)
+        self.eps = eps
+
+    def log_posterior(self, theta, x, design=None, *, n_events=None):
+        mean = x / 6 + self.eps[:, :1] * (1 + torch.tanh(x))
+        variance = 5 / 6 * torch.exp(self.eps[:, 1:] * (1 + torch.cos(x)))
+        return -0.5 * ((theta - mean) ** 2 / variance + torch.log(variance)).sum(-1)
+
+
+def test_the_exact_posterior_is_stationary():
+    """At the exact density, the slope of the loss along perturbations that keep it normalised has mean zero."""
+    data = rows(20_000)
+    batch = Batch(data.theta, data.x)
+
+    def significance(batch):
+        eps = torch.zeros(len(batch), 2, dtype=torch.float64, requires_grad=True)
+        return z_of_mean(torch.autograd.grad(npe(Tilted(eps), batch) * len(batch), eps)[0])
+
+    assert significance(batch) < 4
+    assert significance(Batch(batch.theta, 1.3 * batch.x)) > 4, "saboteur: x times 1.3"
+    assert significance(Batch(batch.theta + 0.1, batch.x)) > 4, "saboteur: another proposal"
 
 
 def test_what_infer_reads_is_relative_to_the_proposal():
