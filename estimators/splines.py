@@ -6,8 +6,8 @@ y_k + h) with slopes d and d', where s = h / w, xi = (x - x_k) / w, m = xi (1 - 
     y = y_k + h (s xi^2 + d m) / (s + b m),
     dy/dx = s^2 (d' xi^2 + 2 s m + d (1 - xi)^2) / (s + b m)^2.
 
-nflows picks out the rows inside the range, and its softmax runs along short rows. Here all rows pass, along the last
-axis: beyond the range, what a row adds to its nearest end is left as it is.
+nflows picks out the values inside the range, and sums along the bins of one value at a time. Here all values pass, side
+by side, those beyond the range as its ends.
 """
 
 import math
@@ -65,8 +65,8 @@ def spline(value: Tensor, parameters: Tensor, bound: float, *, inverse: bool = F
     log_slope = torch.log(ratio * ratio * above).masked_fill(inside != value, 0.0)
     if inverse:
         return torch.addcmul(x, width, xi) + (value - inside), -log_slope
-    share = torch.addcmul(before * m, s, square) / below
-    return torch.addcmul(y, height, share) + (value - inside), log_slope
+    risen = torch.addcmul(before * m, s, square) / below
+    return torch.addcmul(y, height, risen) + (value - inside), log_slope
 
 
 class AutoregressiveSpline(MaskedPiecewiseRationalQuadraticAutoregressiveTransform):

@@ -194,7 +194,9 @@ def fit(
             f"joint ratios above e^{LARGEST_LOG_RATIO:.0f} in {clipped} of {len(rows.training)} rows were clipped, "
             f"which biases {name_of(loss)}: draw contrasts near each row's theta, or use loss=alice"
         )
-    model.load_state_dict(loop.kept, assign=True)
+    model.load_state_dict(loop.kept)
+    for weight in model.parameters():  # the loop laid them end to end
+        weight.data, weight.grad = weight.data.clone(), None
     model.trained |= loop.lowest is not None
     model.to("cpu").eval()
     if model.embedding is not None:

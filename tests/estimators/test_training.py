@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from runs import BOX, WORLD, Weak, bits, quick, rows
+from torch import nn
 
 from sbi_core import (
     Simulations,
@@ -281,3 +282,23 @@ def test_designs_and_labels_train():
     data = simulate(board, 300, seed=1, design=design, progress=False)
     run = quick(data, simulator=board)
     assert run.estimator.designs == board.designs and np.isfinite(run.history["validation"]).all()
+
+
+def test_weights_leave_training_apart_from_each_other_and_tied_ones_together():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+            self.second = nn.Linear(2, 2)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x)))
+
+    head = RatioEstimator.from_data(rows(200), embedding=Tied())
+    found = fit(head, carl, rows(200), seed=1, max_epochs=2, progress=False).estimator
+    first, second = found.embedding.network.first, found.embedding.network.second
+    assert first.weight is second.weight and first.bias is not second.bias
+    weights = list(found.parameters())
+    assert len({weight.untyped_storage().data_ptr() for weight in weights}) == len(weights)
+    assert all(weight.grad is None for weight in weights)
