@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines as layers of a flow, in a third of the time that nflows' own take.
+"""Monotone rational-quadratic splines as layers of a flow, in a third to a half of the time of nflows' own.
 
 Durkan, Bekasov, Murray & Papamakarios, arXiv:1906.04032, eqs. 4 to 8. Between the knots (x_k, y_k) and (x_k + w,
 y_k + h) with slopes d and d', where s = h / w, xi = (x - x_k) / w, m = xi (1 - xi) and b = d + d' - 2 s,
@@ -7,7 +7,7 @@ y_k + h) with slopes d and d', where s = h / w, xi = (x - x_k) / w, m = xi (1 - 
     dy/dx = s^2 (d' xi^2 + 2 s m + d (1 - xi)^2) / (s + b m)^2.
 
 nflows picks out the values inside the range, and sums along the bins of one value at a time. Here all values pass, side
-by side, those beyond the range as its ends.
+by side, those beyond the range as its ends (benchmarks/spline_speed.py compares the two).
 """
 
 import math
