@@ -302,3 +302,19 @@ def test_weights_leave_training_apart_from_each_other_and_tied_ones_together():
     weights = list(found.parameters())
     assert len({weight.untyped_storage().data_ptr() for weight in weights}) == len(weights)
     assert all(weight.grad is None for weight in weights)
+
+
+def test_weights_of_two_precisions_are_trained():
+    class Exact(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 3, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.linear(x.double()).float()
+
+    head = RatioEstimator.from_data(rows(200), embedding=Exact())
+    found = [fit(head, carl, rows(200), seed=1, max_epochs=n, progress=False).estimator for n in (1, 4)]
+    exact = [estimator.embedding.network.linear.weight for estimator in found]
+    assert exact[0].dtype == torch.float64 and found[0].network[0].weight.dtype == torch.float32
+    assert not torch.allclose(exact[0], exact[1]) and not torch.allclose(*(e.network[0].weight for e in found))
