@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SECONDS = 10.0
 """Least time between two checkpoints; one is due at the end of the first epoch after that."""
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Checkpoint:
@@ -85,11 +85,8 @@ class Checkpoint:
         loop.average.load_state_dict(parts["average"])
         loop.kept = {name: value.to(loop.plan.device) for name, value in parts["kept"].items()}
         loop.lowest, loop.start = (parts[name][""] if name in parts else None for name in ("lowest", "start"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts.get("optimizer", {}).items():
-            number, _, key = name.partition("/")
-            moments.setdefault(int(number), {})[key] = value
-        loop.optimizer.load_state_dict({**loop.optimizer.state_dict(), "state": moments})
+        for name, value in _moments(loop).items():
+            value.copy_(parts["optimizer"][name])
         for name in ("steps", "epoch", "best_epoch", "seconds", "history"):
             setattr(loop, name, known[name])
         self.seconds = loop.seconds
@@ -111,8 +108,7 @@ def _packed(identity: Mapping[str, Any], loop: "Loop", rows: "Parts") -> bytes:
     tensors = {f"model/{name}": value for name, value in loop.model.state_dict().items()}
     tensors |= {f"average/{name}": value for name, value in loop.average.state_dict().items()}
     tensors |= {f"kept/{name}": value for name, value in loop.kept.items()}
-    for number, moments in loop.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{number}/{key}": value for key, value in moments.items()}
+    tensors |= {f"optimizer/{name}": value for name, value in _moments(loop).items()}
     tensors |= {f"{name}/": at for name in ("lowest", "start") if (at := getattr(loop, name)) is not None}
     tensors |= {f"rows/{name}": value for name, value in rows.state().items()}
     tensors["random/cpu"] = torch.get_rng_state()
@@ -122,6 +118,11 @@ def _packed(identity: Mapping[str, Any], loop: "Loop", rows: "Parts") -> bytes:
     known |= {"format": FORMAT, "identity": dict(identity), "clipped": rows.clipped}
     content = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, {"state": json.dumps(known)})
     return hashlib.sha256(content).digest() + content
+
+
+def _moments(loop: "Loop") -> dict[str, Tensor]:
+    kinds = {"first": loop.moments[0], "second": loop.moments[1], "count": loop.counts}
+    return {f"{kind}/{number}": value for kind, values in kinds.items() for number, value in enumerate(values)}
 
 
 def _unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

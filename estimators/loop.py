@@ -6,25 +6,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 from tqdm import tqdm
 
 from sbi_core.estimators.batches import Source
 from sbi_core.estimators.checkpoints import Checkpoint
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.losses import Batch, Loss, name_of
+from sbi_core.estimators.ratio import RatioEstimator
 
 CHECKS = 50
-"""Looks at the held-out rows in one training, at most about so many."""
+"""Looks at the held-out rows in one training, at most so many."""
 
 AVERAGED = 8
 """Weights are averaged over about the last 1/8 of the steps so far."""
 
 LONGEST = 5.0
 """Norm at which gradients are clipped."""
+
+_adam = partial(adam, fused=True, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
+"""Kingma & Ba, arXiv:1412.6980. As an optimiser's step it would take several times as long for a small network."""
 
 BUDGET, PATIENCE, TROUBLE = "budget", "patience", "trouble"
 """How a training ends."""
@@ -101,7 +107,8 @@ class Loop:
         self.average = copy.deepcopy(model).eval()
         self.weights, self.gradients, self.decaying = _laid_out(self.model)
         self.averages = _laid_out(self.average)[0]
-        self.optimizer = torch.optim.Adam(self.weights, lr=plan.learning_rate, fused=True)
+        self.moments = [[torch.zeros_like(w) for w in self.weights] for _ in range(2)]
+        self.counts = [torch.zeros((), device=plan.device) for _ in self.weights]
         self.steps = self.epoch = self.best_epoch = 0
         self.history: dict[str, list[float]] = {
             name: [] for name in ("epoch", "training", "validation", "learning_rate")
@@ -119,8 +126,8 @@ class Loop:
 
         Reads torch's global random state. A checkpoint is offered at the end of each epoch.
         """
-        started, before = time.perf_counter(), self.seconds
-        every = max(1, self.plan.epochs // CHECKS)
+        started, before, held = time.perf_counter(), self.seconds, [self._ready(batch) for batch in held]
+        every = math.ceil(self.plan.epochs / CHECKS)
         if self.begun and self.epoch == 0:
             losses = self._losses(held)
             if bool(losses.isfinite().all()):
@@ -154,25 +161,29 @@ class Loop:
         """One epoch; the mean training loss."""
         total, seen = torch.zeros((), device=self.plan.device), 0
         for part in rows.parts():
-            batch = part.batch().to(self.plan.device)
+            batch = self._ready(part.batch())
             for index in torch.randperm(len(part)).split(self.plan.batch_size):
                 total += self._step(batch[index.to(self.plan.device)]) * len(index)
             seen += len(part)
         return float(total) / seen
 
+    def _ready(self, batch: Batch) -> Batch:
+        batch = batch.to(self.plan.device)
+        return self.model.prepared(batch) if isinstance(self.model, RatioEstimator) else batch
+
     def _step(self, batch: Batch) -> Tensor:
         rate = self.plan.rate(self.steps)
-        self.optimizer.param_groups[0]["lr"] = rate
         for gradient in self.gradients:
             gradient.zero_()
         value = self.loss(self.model, batch)
         value.backward()
         with torch.no_grad():
-            norm = torch.stack([gradient.norm() for gradient in self.gradients]).norm()
-            for gradient, decaying in zip(self.gradients, self.decaying, strict=True):
-                gradient *= (LONGEST / (norm + 1e-6)).clamp(max=1.0)
+            norm = reduce(torch.hypot, [gradient.norm() for gradient in self.gradients])
+            shrink = (norm / LONGEST).clamp(min=1.0).float()
+            for decaying in self.decaying:
                 decaying *= 1 - rate * self.plan.weight_decay
-            self.optimizer.step()
+            first, second = self.moments
+            _adam(self.weights, self.gradients, first, second, [], self.counts, grad_scale=shrink, lr=rate)
             for mine, theirs in zip(self.averages, self.weights, strict=True):
                 mine.lerp_(theirs, 1 - (1 - 1 / (self.steps + 1)) ** (AVERAGED + 1))
         self.steps += 1
@@ -201,12 +212,13 @@ class Loop:
             return torch.stack([self.loss(self.average, batch).detach() for batch in held]).double().cpu()
 
 
-def _laid_out(model: nn.Module) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
+def _laid_out(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Lay the weights of a model end to end, so that a step takes few operations: one parameter of each dtype.
 
     Second, their gradients; third, the matrices, which come first: what decays.
     """
-    weights, gradients, decaying = [], [], []
+    weights: list[Tensor] = []
+    gradients, decaying = [], []
     trained = sorted((p for p in model.parameters() if p.requires_grad), key=lambda p: p.ndim < 2)
     for dtype in dict.fromkeys(p.dtype for p in trained):
         parts = [p for p in trained if p.dtype == dtype]

@@ -18,6 +18,7 @@ from torch.nn.functional import softplus
 from sbi_core.errors import TrainingError
 from sbi_core.estimators.estimator import Estimator
 from sbi_core.estimators.posterior import PosteriorEstimator
+from sbi_core.estimators.ratio import RatioEstimator
 from sbi_core.estimators.score import ScoreEstimator
 
 LARGEST_LOG_RATIO = 30.0
@@ -41,6 +42,7 @@ class Batch:
         score_weight: w(theta) of the score term, (B,).
         whitening: W of the score term, (D, D).
         n_events: events in each row, (B,).
+        seen: what the ratio head's network reads of x, (B, features), where the loop has scaled x already.
     """
 
     theta: Tensor
@@ -52,6 +54,7 @@ class Batch:
     score_weight: Tensor | None = None
     whitening: Tensor | None = None
     n_events: Tensor | None = None
+    seen: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.theta)
@@ -247,6 +250,8 @@ def npe(estimator: Estimator, batch: Batch) -> Tensor:
 def _observe(estimator: Estimator, batch: Batch) -> Callable[[Tensor], Tensor]:
     """theta (B, k, D) -> f(theta, x), (B, k); x is looked at once."""
     design = None if batch.design is None else batch.design[:, None]
+    if batch.seen is not None and isinstance(estimator, RatioEstimator):
+        return estimator.look(batch.seen[:, None], design)
     return estimator.observe(batch.x[:, None], design, **{k: n[:, None] for k, n in _counts(batch).items()})
 
 

@@ -1,8 +1,10 @@
 """The ratio head: one function f(theta, x) whose differences are log likelihood ratios."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from sbi_core.estimators.estimator import Estimator, joined
@@ -11,6 +13,9 @@ from sbi_core.estimators.regression import WIDEST, GaussianRegression
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import seeded
 from sbi_core.simulations import Simulations
+
+if TYPE_CHECKING:
+    from sbi_core.estimators.losses import Batch
 
 
 class RatioEstimator(Estimator):
@@ -83,7 +88,10 @@ class RatioEstimator(Estimator):
         self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
         """Scale and embed x (*, event), n_events (*), once: the function theta (*, D) -> nats (*)."""
-        seen = self._seen(x, n_events)
+        return self.look(self._seen(x, n_events), design)
+
+    def look(self, seen: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """`observe` for x that was scaled and embedded, seen (*, features): the function theta (*, D) -> nats (*)."""
         residual = self.regression.look(seen) if self.regression is not None and self.regression.used else None
 
         def log_likelihood(theta: Tensor) -> Tensor:
@@ -95,3 +103,10 @@ class RatioEstimator(Estimator):
             return value if linear is None else value + linear
 
         return log_likelihood
+
+    @torch.no_grad()
+    def prepared(self, batch: "Batch") -> "Batch":
+        """The batch with plain numbers x scaled once for all steps; labels and what an embedding reads stay."""
+        if self.embedding is not None or self.categories:
+            return batch
+        return replace(batch, seen=self._seen(batch.x, batch.n_events))

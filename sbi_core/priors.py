@@ -77,10 +77,10 @@ class UniformPrior(Distribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (torch's own signature)
         """Draw (*sample_shape, D) values."""
         unit = torch.rand((*sample_shape, *self.event_shape), dtype=torch.float64)
-        smooth = self.low + unit * (self.high - self.low)
+        width = self.high - self.low
         if not self.integer.any():
-            return smooth
-        return torch.where(self.integer, self.low + torch.floor(unit * (self.high - self.low + 1)), smooth)
+            return unit.mul_(width).add_(self.low)  # in place: training draws many
+        return self.low + torch.where(self.integer, torch.floor(unit * (width + 1)), unit * width)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density (nats) of value (*, D), as (*)."""

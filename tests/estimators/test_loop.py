@@ -10,6 +10,7 @@ from test_training import Silent, squared_errors
 
 from sbi_core.estimators import RatioEstimator, carl
 from sbi_core.estimators.loop import Loop, Plan
+from sbi_core.estimators.scaling import Scaler
 
 
 def test_patience_ends_training_and_the_best_weights_are_kept():
@@ -51,6 +52,33 @@ def test_what_is_kept_is_an_average_of_the_weights():
     assert sum(shares) == pytest.approx(1) and shares[-1] > 0.9
     assert (last - seen[-1]).abs().max() <= 3e-3, "a step of Adam is at most its learning rate"
     assert (kept - seen[-1]).abs().max() > 0
+
+
+def test_plain_numbers_are_scaled_once_and_the_loss_reads_them_as_they_are(monkeypatch):
+    """The same bits as scaling in each step."""
+    data = rows()[:200]
+    scaled, raw = [], []
+    prepared, forward = RatioEstimator.prepared, Scaler.forward
+
+    def counting(scaler, values):
+        scaled.append(values.numel())
+        return forward(scaler, values)
+
+    def watching(estimator, batch):
+        raw.append(batch.x)
+        return carl(estimator, batch)
+
+    monkeypatch.setattr(Scaler, "forward", counting)
+    found = {}
+    for name, ready in (("once", prepared), ("always", lambda model, batch: batch)):
+        scaled.clear()
+        monkeypatch.setattr(RatioEstimator, "prepared", ready)
+        run = quick(data, watching, batch_size=10)
+        found[name] = (sum(scaled), run.history["validation"], run.estimator.state_dict())
+    assert found["once"][1] == found["always"][1]
+    assert all(torch.equal(value, found["always"][2][name]) for name, value in found["once"][2].items())
+    assert found["once"][0] < found["always"][0]
+    assert {x.dtype for x in raw} == {torch.float64} and torch.isin(torch.cat(raw), data.x).all()
 
 
 def test_matrices_decay_and_biases_do_not():
