@@ -45,7 +45,7 @@ def build(config: Mapping[str, Any], group: str) -> Any:
     thing = _find(target, group)
     _check_options(thing, options, group, str(target))
     if group == "simulator":
-        return _called(thing, options, f"simulator {target}")
+        return called(thing, options, f"simulator {target}")
     if group == "estimator":
         return partial(getattr(thing, "from_data", thing), **options)
     if group == "prior" and isinstance(thing, type):
@@ -119,7 +119,8 @@ def _check_options(thing: Any, options: Mapping[str, Any], group: str, target: s
             raise InputError(f"{group}.{name}: {target} has no such option; {hint}")
 
 
-def _called(thing: Any, options: Mapping[str, Any], what: str) -> Any:
+def called(thing: Any, options: Mapping[str, Any], what: str) -> Any:
+    """Call a thing with options; any error becomes an `InputError` that names them."""
     try:
         return thing(**options)
     except SbiError:
@@ -153,5 +154,5 @@ def _own_prior(
 ) -> Distribution:
     """A user's or torch's distribution; lists become tensors, and independent components one event."""
     tensors = {k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for k, v in options.items()}
-    made: Distribution = _called(kind, tensors, f"prior {kind.__name__}")
+    made: Distribution = called(kind, tensors, f"prior {kind.__name__}")
     return Independent(made, 1) if len(made.batch_shape) == 1 and not made.event_shape else made

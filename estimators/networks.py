@@ -11,7 +11,12 @@ from sbi_core.errors import InputError
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Return a multilayer perceptron with SiLU units (smooth, so that its gradient in theta is a usable score)."""
+    """Return a multilayer perceptron with SiLU units (smooth, so that its gradient in theta is a usable score).
+
+    Raises:
+        InputError: if a hidden width is no whole number, or below 1.
+    """
+    check_widths(hidden)
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
@@ -26,8 +31,9 @@ def residual_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequent
     width changes, h passes through a linear map.
 
     Raises:
-        InputError: if there is no hidden width.
+        InputError: if there is no hidden width, or one is no whole number, or below 1.
     """
+    check_widths(hidden)
     if not hidden:
         raise InputError("hidden is empty: a residual network needs at least one width, such as hidden=(64, 64).")
     blocks = []
@@ -35,6 +41,12 @@ def residual_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequent
         skip = nn.Identity() if before == after else nn.Linear(before, after)
         blocks.append(Residual(skip, nn.SiLU(), nn.Linear(before, after), nn.SiLU(), nn.Linear(after, after)))
     return nn.Sequential(nn.Linear(inputs, hidden[0]), *blocks, nn.SiLU(), nn.Linear(hidden[-1], outputs))
+
+
+def check_widths(hidden: Sequence[int]) -> None:
+    """Raise `InputError` unless the widths of hidden layers are whole numbers of at least 1."""
+    if isinstance(hidden, str) or not all(isinstance(width, int) and width >= 1 for width in hidden):
+        raise InputError(f"hidden = {hidden!r}: expected whole numbers of at least 1, such as (64, 64).")
 
 
 def cnn(shape: Sequence[int], width: int, outputs: int) -> nn.Sequential:

@@ -19,17 +19,19 @@ from torch import Tensor
 
 import sbi_core.estimators
 from sbi_core.arguments import CONFIG, command_line, read_arguments
-from sbi_core.conf.registry import build
+from sbi_core.conf.registry import build, called
 from sbi_core.errors import InputError, SbiError, SbiWarning, nearest
 from sbi_core.estimators import Estimator
 from sbi_core.estimators.batches import MIN_ROWS
 from sbi_core.estimators.losses import check_head
+from sbi_core.events import Events
 from sbi_core.inference.grid import COARSE
 from sbi_core.observation import check_event, read_observation
 from sbi_core.priors import check_prior
 from sbi_core.run_folder import read_record, recall
 from sbi_core.seeding import fresh_seed
 from sbi_core.settings import GROUPS, MANNER, check_settings
+from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Simulator
 from sbi_core.stages import Job, check_gold_exists, run_stages
 
@@ -146,6 +148,18 @@ def _check_source(plain: Mapping[str, Any], built: Mapping[str, Any]) -> None:
     check_gold_exists(built.get("loss"), simulator)
     if "prior" in built:
         check_prior(built["prior"](simulator.parameters, simulator.prior), simulator.parameters)
+    target = str(plain["estimator"]["_target_"]) if plain.get("estimator") else "."
+    if "." not in target and simulator.x_shape is not None:  # one of ours: read its options now
+        blank = _blank(simulator, simulator.x_shape)
+        options = {key: value for key, value in plain["estimator"].items() if key != "_target_"}
+        called(lambda **_: built["estimator"](blank), options, f"estimator {target}")
+
+
+def _blank(simulator: Simulator, x_shape: Sequence[int]) -> Simulations:
+    """One row of zeros, of the shapes that a simulator declares."""
+    theta, x = torch.zeros(1, len(simulator.parameters), dtype=torch.float64), torch.zeros(1, *x_shape)
+    count = torch.tensor([simulator.n_max]) if isinstance(simulator, Events) else None
+    return Simulations(theta, x, Info(simulator.parameters, categories=simulator.categories), n_events=count)
 
 
 def _observed(plain: Mapping[str, Any], simulator: Simulator | None) -> Tensor | None:

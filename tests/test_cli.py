@@ -190,6 +190,9 @@ def test_contradictions_saboteur() -> None:
         (["loss._target_=os.getcwd"], "_target_ = os.getcwd is refused"),
         (["simulator._target_=my_world.Shift"], "has no log_joint. Use loss=carl"),
         (["prior=uniform", "prior.low=[-1,-2]"], "prior.low"),
+        (["estimator.hidden=[64,0]"], "hidden = [64, 0]: expected whole numbers of at least 1"),
+        (["simulator=slcp", "loss=carl", "x_obs=null", "estimator.embedding=seres"], "did you mean 'series'"),
+        (["estimator=likelihood", "loss=nle", "estimator.hidden=7"], "LikelihoodEstimator cannot be made with"),
     ],
 )
 def test_mistakes_fail_at_once(

@@ -37,6 +37,13 @@ def test_residual_mlp_needs_a_width() -> None:
         residual_mlp(5, (), 3)
 
 
+@pytest.mark.parametrize("hidden", [(0,), (64, -1), (1.5,), ("64",), "64"])
+@pytest.mark.parametrize("build", [mlp, residual_mlp])
+def test_widths_are_whole_numbers(build, hidden) -> None:
+    with pytest.raises(InputError, match=r"hidden = .*expected whole numbers of at least 1"):
+        build(5, hidden, 3)
+
+
 @pytest.mark.parametrize(
     ("build", "shape"), [(cnn, (2, 17)), (cnn, (1, 1)), (cnn, (3, 1, 40)), (resnet, (3, 1, 40)), (resnet, (1, 1, 1))]
 )
