@@ -117,7 +117,7 @@ class Estimator(nn.Module, abc.ABC):
         """Look at x (*, event), of which n_events (*) count, once: the function theta (*, D) -> nats (*)."""
 
     def adapt(self, rows: Simulations) -> list[str]:
-        """Fit the scaling to training rows; return a flag for each constant column of x, and for rows far out.
+        """Fit the scaling to training rows; return a flag for each constant column of x.
 
         Raises:
             InputError: if all of x is constant, or the rows are runs of events and the estimator does not count them.
@@ -128,11 +128,9 @@ class Estimator(nn.Module, abc.ABC):
         self._check_x(rows.x)
         if self.counted:
             self.always_full.fill_(False)
-        count = self._count(rows.n_events, rows.x.shape[:1])
-        x, present = rows.x.reshape(len(rows), *self.x_scaler.shape), None
-        if count is not None:
-            self.always_full.fill_(bool((count == self.x_shape[0]).all()))
-            present = present_in(count, self.x_shape).expand(x.shape)
+        x, present = self._present(rows)
+        if present is not None:
+            self.always_full.fill_(bool(present.all()))
         self.x_scaler.adapt(x, present)
         if not bool(self.x_scaler.used.any()) and not self.needs_n_events:
             raise InputError(
@@ -141,18 +139,20 @@ class Estimator(nn.Module, abc.ABC):
             )
         pooled = self.x_scaler.pooled
         what = "column" if not pooled else "feature" if 0 in pooled else "channel"
-        flags = [
+        return [
             f"x {what} {k} is constant in the training rows; it was left out"
             for k in self.x_scaler.constant
             if k not in self.classes
         ]
-        far = sorted(rows.row[self.x_scaler.far(x, present)].tolist())
-        if far:
-            flags.append(
-                f"x is extremely far out in {len(far)} training rows (rows {', '.join(map(str, far[:10]))}"
-                f"{', ...' if len(far) > 10 else ''}); if they are failures, store NaN there and say invalid='drop'"
-            )
-        return flags
+
+    def far(self, rows: Simulations) -> list[int]:
+        """Numbers of the rows whose x is so far out, after `adapt`, that a Cauchy tail would hardly reach it."""
+        return rows.row[self.x_scaler.far(*self._present(rows))].tolist()
+
+    def _present(self, rows: Simulations) -> tuple[Tensor, Tensor | None]:
+        """x as its scaler takes it, and which of its numbers are not padding."""
+        x, count = rows.x.reshape(len(rows), *self.x_scaler.shape), self._count(rows.n_events, rows.x.shape[:1])
+        return x, None if count is None else present_in(count, self.x_shape).expand(x.shape)
 
     def set_unit(self, whitening: Tensor) -> None:
         """Take note, before training, of the W (D, D) that whitens the joint score."""

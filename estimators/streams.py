@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class Stream:
         rows: usable rows in them.
         source: makes of a part what batches come from.
         clipped: most rows of a part at one visit with a joint ratio that was clipped.
+        far: numbers of the rows that `Estimator.far` has named so far.
+        watch: that method.
     """
 
     store: Store
@@ -44,6 +46,8 @@ class Stream:
     rows: int
     source: Callable[[Simulations], Source]
     clipped: int = 0
+    far: set[int] = field(default_factory=set)
+    watch: Callable[[Simulations], list[int]] | None = None
 
     def __len__(self) -> int:
         return self.rows
@@ -63,6 +67,8 @@ class Stream:
                 if following:
                     ahead = reader.submit(self.store.chunks, following)
                 source = self.source(rows)
+                if self.watch is not None:
+                    self.far.update(self.watch(source.rows))
                 yield source
                 self.clipped = max(self.clipped, source.clipped)
 

@@ -22,7 +22,7 @@ from sbi_core.estimators.loop import TROUBLE, Callback, Loop, Plan
 from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, check_head, function_of, name_of
 from sbi_core.estimators.options import check_options, device_of
 from sbi_core.estimators.start import regresses, start
-from sbi_core.estimators.streams import Split, split
+from sbi_core.estimators.streams import Split, Stream, split
 from sbi_core.gold_check import GoldCheck
 from sbi_core.priors import describe
 from sbi_core.seeding import fresh_seed, one_thread, seeded, torch_generator
@@ -183,6 +183,8 @@ def fit(
             start(model, loss, rows.sample, held, plan, for_start)
     if model.embedding is not None:
         model.embedding.mixed_precision = mixed_precision
+    if isinstance(rows.training, Stream):
+        rows.training.watch = copy.deepcopy(model).far
     loop = Loop(model, loss, plan, begun=bool(model.trained) or regresses(model))
     with seeded(for_training), one_thread():
         state.resume(loop, rows.training)
@@ -199,6 +201,7 @@ def fit(
         weight.data, weight.grad = weight.data.clone(), None
     model.trained |= loop.lowest is not None
     model.to("cpu").eval()
+    flags += _far_out(model, rows)
     if model.embedding is not None:
         model.embedding.mixed_precision = False
     model.normalise(rows.sample.rows, rows.sample.weight)
@@ -247,6 +250,15 @@ def _held(validation: Source, device: torch.device) -> list[Batch]:
     fewest = SLICES if validation.here is not None else 1
     slices = torch.arange(len(repeated), device=device).tensor_split(max(fewest, len(repeated) // PIECE))
     return [batch[index] for index in slices if len(index)]
+
+
+def _far_out(model: Estimator, rows: Split) -> list[str]:
+    """A flag that names the rows, seen in training or held out, whose x is extremely far out."""
+    found = {*model.far(rows.sample.rows), *model.far(rows.validation.rows)}
+    far = sorted(found | (rows.training.far if isinstance(rows.training, Stream) else set()))
+    named = f"{', '.join(map(str, far[:10]))}{', ...' if len(far) > 10 else ''}"
+    cure = "if they are failures, store NaN there and say invalid='drop'"
+    return [f"x is extremely far out in {len(far)} rows (rows {named}); {cure}"] if far else []
 
 
 def _facts(loss: Loss, seed: int, data: Rows, rows: Split) -> dict[str, Any]:

@@ -203,21 +203,35 @@ def wild(n=2000, where=(17, 1203), value=1e12):
 
 
 def test_f22_wild_rows_are_named():
-    data = wild()
-    head = RatioEstimator.from_data(data)
-    (flag,) = head.adapt(data)
-    assert "far out in 2 training rows (rows 17, 1203)" in flag
-    for fine in (
-        wild(where=()),
-        table(torch.distributions.Cauchy(0.0, 1.0).icdf(torch.rand(5000, 3).double().clamp(1e-4))),
-    ):
-        assert RatioEstimator.from_data(fine).adapt(fine) == [], "a heavy tail is no fault"
+    def far(data, embedding=None):
+        head = RatioEstimator.from_data(data, embedding=embedding)
+        head.adapt(data)
+        return head.far(data)
+
+    assert far(wild()) == [17, 1203]
+    assert far(wild(where=())) == []
+    heavy = torch.distributions.Cauchy(0.0, 1.0).icdf(torch.rand(5000, 3).double().clamp(1e-4))
+    assert far(table(heavy)) == [], "a heavy tail is no fault"
     images = noise(200, 8, 8)
     images[5, 3, 3] = 1e12
-    assert "rows 5)" in adapted(images, "cnn")[1][0]
+    assert far(table(images), "cnn") == [5]
     n = torch.arange(40) % 4 + 1
     events = torch.where(torch.arange(6)[:, None] < n[:, None, None], 1e9 + noise(40, 6, 2), 0.0)
-    assert adapted(events, "sets", n_events=n)[1] == [], "padding is no wild event"
+    assert far(table(events, n_events=n), "sets") == [], "padding is no wild event"
+
+
+@pytest.mark.filterwarnings("ignore::sbi_core.errors.SbiWarning")
+def test_f22_wild_rows_are_named_whether_trained_on_or_held_out():
+    data, held = wild(n=100, where=range(0, 100, 20)), []
+
+    def watching(estimator, batch):
+        held.append(float(batch.x.max()) if not torch.is_grad_enabled() else 0.0)
+        return carl(estimator, batch)
+
+    options = {"seed": 1, "max_epochs": 1, "validation_fraction": 0.5, "progress": False}
+    run = fit(RatioEstimator.from_data(data, hidden=(8,)), watching, data, **options)
+    assert max(held) == 1e12, "some are held out"
+    assert any("far out in 5 rows (rows 0, 20, 40, 60, 80)" in flag for flag in run.flags)
 
 
 @pytest.mark.slow

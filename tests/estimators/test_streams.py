@@ -56,6 +56,21 @@ def test_every_pass_visits_every_training_row_once(small):
     assert {len(set(chunk[k : k + 300])) for chunk in chunks for k in range(0, 1800, 300)} == {3}
 
 
+@pytest.mark.filterwarnings("ignore::sbi_core.errors.SbiWarning")
+def test_f22_wild_rows_are_named_in_whichever_chunk_they_are(tmp_path):
+    def sometimes_wild(theta, rng):
+        return np.where(theta[:, :1] > 1.9, 1e12, theta + 0.3 * rng.standard_normal(theta.shape))
+
+    world = FunctionSimulator(sometimes_wild, BOX)
+    world.rows_per_seed = CHUNK
+    store = simulate(world, 1000, store=tmp_path / "rows.zarr", seed=1, chunk_rows=CHUNK, progress=False)
+    wild = (store[:].x.amax(1) == 1e12).nonzero()[:, 0].tolist()
+    assert len({row // CHUNK for row in wild}) > 5
+    run = quick(store, carl, simulator=None, memory=bytes_for(store, 2), max_epochs=1)
+    shown = ", ".join(map(str, wild[:10]))
+    assert any(f"far out in {len(wild)} rows (rows {shown}, ...)" in flag for flag in run.flags)
+
+
 def test_what_fits_into_memory_is_not_streamed(small, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError
