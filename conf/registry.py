@@ -15,7 +15,7 @@ import sbi_core.simulators
 from sbi_core.errors import InputError, SbiError, nearest
 from sbi_core.parameters import Parameter
 from sbi_core.priors import UniformPrior
-from sbi_core.settings import check_key
+from sbi_core.settings import EMBEDDING, check_key
 from sbi_core.simulator import Simulator
 
 
@@ -33,6 +33,8 @@ def build(config: Mapping[str, Any], group: str) -> Any:
     Raises:
         InputError: naming `_target_`, or the option, with near matches.
 
+    An estimator's option `embedding` may have a `_target_` too: a user's own module.
+
     Example:
         >>> build({"_target_": "GaltonBoard", "n_rows": 10}, "simulator").n_rows
         10
@@ -47,6 +49,9 @@ def build(config: Mapping[str, Any], group: str) -> Any:
     if group == "simulator":
         return called(thing, options, f"simulator {target}")
     if group == "estimator":
+        network = options.get("embedding")
+        if isinstance(network, Mapping) and "_target_" in network:
+            options["embedding"] = _own_network(network)
         return partial(getattr(thing, "from_data", thing), **options)
     if group == "prior" and isinstance(thing, type):
         return partial(_own_prior, thing, options)
@@ -64,7 +69,8 @@ def _find(target: Any, group: str) -> Any:
             raise InputError(f"{group}._target_ = {target}: {nearest(target, own)}{dotted}")
         return own[target]
     module, _, name = target.rpartition(".")
-    kinds: dict[str, type] = {"simulator": Simulator, "estimator": nn.Module, "prior": Distribution}
+    kinds: dict[str, type] = {"simulator": Simulator, "prior": Distribution}
+    kinds |= {"estimator": nn.Module, EMBEDDING: nn.Module}
     expected = (
         f"a subclass of {kinds[group].__name__}" if group in kinds else "a function with the argument 'estimator'"
     )
@@ -82,6 +88,20 @@ def _find(target: Any, group: str) -> Any:
     if not fits:
         raise InputError(f"{group}._target_ = {target} is refused: expected {expected}.")
     return thing
+
+
+def _own_network(config: Mapping[str, Any]) -> nn.Module:
+    """A user's own module that reads x; one of ours is chosen by its name."""
+    target, options = str(config["_target_"]), {key: value for key, value in config.items() if key != "_target_"}
+    if "." not in target:
+        raise InputError(
+            f"{EMBEDDING}._target_ = {target}: your own class needs its module, my_module.MyNet; for one of ours say "
+            f"{EMBEDDING}.name={target}."
+        )
+    thing = _find(target, EMBEDDING)
+    _check_options(thing, options, EMBEDDING, target)
+    network: nn.Module = called(thing, options, f"{EMBEDDING} {target}")
+    return network
 
 
 def _registry(group: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from sbi_core.observation import check_event, read_observation
 from sbi_core.priors import check_prior
 from sbi_core.run_folder import read_record, recall
 from sbi_core.seeding import fresh_seed
-from sbi_core.settings import GROUPS, MANNER, check_settings
+from sbi_core.settings import EMBEDDING, GROUPS, MANNER, check_settings
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Simulator
 from sbi_core.stages import Job, check_gold_exists, run_stages
@@ -108,9 +108,12 @@ def prepare(config: DictConfig, folder: Path | None, given: Collection[str]) -> 
     if str(plain["device"]).startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device = {plain['device']}: torch finds no such device here; use device=cpu.")
     built = {}
+    known = set(given) if record is not None else {*GROUPS, EMBEDDING}
     for group in GROUPS:
-        strange = record is not None and not {group, f"{group}._target_"} & set(given)
-        if plain.get(group) and _may_build(plain[group], group, strange, needed=not trained):
+        if plain.get(group) and _may_build(plain[group], group, known, needed=not trained):
+            network = plain[group].get("embedding")
+            if isinstance(network, Mapping):
+                _may_build(network, EMBEDDING, known, needed=True)
             built[group] = build(plain[group], group)
     if not trained:
         head = getattr(getattr(built.get("estimator"), "func", None), "__self__", None)  # of its `from_data`
@@ -179,10 +182,10 @@ def _observed(plain: Mapping[str, Any], simulator: Simulator | None) -> Tensor |
     return check_event(x_obs, simulator.x_shape, iid=plain["iid"], categories=simulator.categories)
 
 
-def _may_build(config: Mapping[str, Any], group: str, strange: bool, *, needed: bool) -> bool:
+def _may_build(config: Mapping[str, Any], group: str, known: Collection[str], *, needed: bool) -> bool:
     """Code that only a run folder names is not run: the command line must name it too."""
     target = str(config.get("_target_"))
-    if not strange or "." not in target:
+    if "." not in target or {group, f"{group}._target_"} & set(known):
         return True
     if needed:
         raise InputError(

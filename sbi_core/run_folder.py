@@ -90,7 +90,8 @@ def _leaves(name: str, found: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
     """Pair two settings, option by option."""
     if not isinstance(found, Mapping) or not isinstance(wanted, Mapping):
         return [(name, found, wanted)]
-    return [(f"{name}.{key}", found.get(key), wanted.get(key)) for key in dict.fromkeys([*found, *wanted])]
+    keys = dict.fromkeys([*found, *wanted])
+    return [leaf for key in keys for leaf in _leaves(f"{name}.{key}", found.get(key), wanted.get(key))]
 
 
 def _finite(value: Any) -> Any:

@@ -12,6 +12,9 @@ from sbi_core.errors import InputError
 GROUPS = ("simulator", "estimator", "loss", "prior")
 """Settings that say which class or function is used: `_target_` and its options."""
 
+EMBEDDING = "estimator.embedding"
+"""An option of estimators that may name a class too: a user's own network."""
+
 OBSERVED = ("x_obs", "iid")
 """Settings that may change in a run folder that exists: what is inferred from."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.nn import Module
 
 from sbi_core.campaign import simulate
 from sbi_core.errors import InputError, MissingGold, StoreError
@@ -64,7 +65,7 @@ class Job:
     trained: bool
     x_obs: Tensor | None
     fit: Callable[..., Any]
-    load_estimator: Callable[[Path], Any]
+    load_estimator: Callable[..., Any]
     simulator: Simulator | None = None
     estimator: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
@@ -155,7 +156,8 @@ def _trained(job: Job, data: Any, gold: Mapping[str, Any] | None) -> tuple[Any, 
             training: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
         except ValueError as error:
             raise StoreError(f"{notes} is truncated or altered ({error}).") from None
-        return job.load_estimator(folder), training
+        network = getattr(job.estimator, "keywords", {}).get("embedding")
+        return job.load_estimator(folder, **({"embedding": network} if isinstance(network, Module) else {})), training
     if job.estimator is None or job.loss is None:
         raise InputError("estimator and loss: both are needed to train.")
     asked = {**job.plain["training"], "device": job.plain["device"]}
