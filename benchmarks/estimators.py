@@ -12,6 +12,7 @@ to try again. Every process uses one thread.
 | task | cells | measured |
 |---|---|---|
 | galton | 11 methods on the Galton board | error of log r at one pair and over a grid of pairs |
+| balls | alices on the Galton board | total variation of the posterior of 500 published balls |
 | linear | alices, scandal on LinearGaussian(10) | error of log r against that of linear regression |
 | c2st | nle, nre, npe of both libraries on four tasks | C2ST against samples of the true posterior |
 | gold | scandal at 1,000 rows | the same, against sbi's NLE at 10,000 |
@@ -35,7 +36,7 @@ import torch
 from estimator_methods import PEERS, RATIO
 from estimators_picture import picture
 from estimators_table import table
-from exact_truth import galton_cell, linear_cell
+from exact_truth import balls_cell, galton_cell, linear_cell
 from posterior_quality import quality_cell
 from reference_posteriors import PROBLEMS, default_folder
 from threadpoolctl import threadpool_limits
@@ -43,7 +44,7 @@ from training_cost import cost_cell, epoch_cell
 
 HERE = Path(__file__).parent
 TABLE = HERE / "estimators.csv"
-TASKS = ("epoch", "galton", "linear", "c2st", "gold", "alpha", "cpu")
+TASKS = ("epoch", "galton", "balls", "linear", "c2st", "gold", "alpha", "cpu")
 LIBRARIES = ("sbi_core", "sbi", "exact", "both")
 MEASURED = (
     "error",
@@ -97,6 +98,8 @@ def _cells() -> Iterator[Cell]:
         *product(("sally",), (1000,), range(20)),
     ]
     yield from (Cell("galton", "galton", method, "sbi_core", n, seed) for method, n, seed in board)
+    for n, seed in product((10_000, 40_000), range(10)):
+        yield Cell("balls", "galton", "alices", "sbi_core", n, seed)
     for method, n, seed in product(("alices", "scandal"), (1000, 10_000), range(5)):
         yield Cell("linear", "linear_gaussian_10", method, "sbi_core", n, seed)
     for problem, seed in product(PROBLEMS, range(3)):
@@ -123,6 +126,8 @@ def run(cell: Cell, folder: Path) -> list[dict[str, Any]]:
     try:
         if task == "galton":
             rows = galton_cell(method, n, seed)
+        elif task == "balls":
+            rows = balls_cell(method, n, seed)
         elif task == "linear":
             rows = linear_cell(method, n, seed)
         elif task == "epoch":

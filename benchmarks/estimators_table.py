@@ -12,6 +12,9 @@ Row = dict[str, str]
 NOTHING = 0.063
 """Error of the answer log r = 0 at the pair of the board."""
 
+PUBLISHED = (0.022, 0.0062, 0.0012)
+"""The same of RASCAL as in arXiv:1805.12244, remeasured on rows with theta uniform in [-1, -0.4]."""
+
 ENOUGH = 0.003
 """Grid error whose price in simulations is read off."""
 
@@ -28,6 +31,7 @@ BOARD_BARS: dict[str, tuple[float | None, ...]] = {
     "scandal": (0.012, 0.003, 0.0005),
 }
 SALLY_BAR = 0.002
+BALLS_BARS = {10_000: (0.08, 0.15), 40_000: (0.05, 0.12)}
 FREE = ("carl", "nre", "nle")
 SIZES = (1000, 10_000)
 
@@ -45,8 +49,16 @@ def verdict(good: bool) -> str:
 
 def table(rows: Sequence[Row], folder: Path) -> str:
     """All results as Markdown."""
-    parts = [_board(rows), _price(rows), _linear(rows), _posteriors(rows, folder), _gold(rows), _alpha(rows)]
-    return "\n\n".join([*parts, _time(rows), _failures(rows)])
+    parts = [
+        _board(rows),
+        _price(rows),
+        _balls(rows),
+        _linear(rows),
+        _posteriors(rows, folder),
+        _gold(rows),
+        _alpha(rows),
+    ]
+    return "\n\n".join([*parts, _alpha(rows), _time(rows), _failures(rows)])
 
 
 def _frame(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -62,7 +74,7 @@ def _median(found: dict[tuple[int, str], float], bar: float | None) -> str:
 
 
 def _board(rows: Sequence[Row]) -> str:
-    lines = [["saying nothing", *[str(NOTHING)] * 3]]
+    lines = [["saying nothing", *[str(NOTHING)] * 3], ["RASCAL as published", *map(str, PUBLISHED)]]
     for column, text in (("error", ""), ("grid", ", mean of 13 x 13 pairs")):
         for method, bars in BOARD_BARS.items():
             found = [pick(rows, column, task="galton", method=method, simulations=n) for n in (200, 1000, 5000)]
@@ -112,6 +124,17 @@ def _price(rows: Sequence[Row]) -> str:
             ["best without gold over best with gold", f"{least}{ratio:.0f}, bar 20: {verdict(bool(ratio >= 20))}"]
         )
     return _frame(["method, Galton board", f"simulations for a grid error of {ENOUGH}"], lines)
+
+
+def _balls(rows: Sequence[Row]) -> str:
+    lines = []
+    for n, bars in BALLS_BARS.items():
+        found = sorted(pick(rows, "error", task="balls", simulations=n).values())
+        if found:
+            ends = np.median(found), found[int(np.ceil(0.9 * len(found))) - 1]
+            judged = [f"{end:.3f}, bar {bar}: {verdict(end <= bar)}" for end, bar in zip(ends, bars, strict=True)]
+            lines.append([f"alices, {n} ({len(found)} seeds)", *judged])
+    return _frame(["total variation of the posterior of 500 balls", "median", "nine of ten below"], lines)
 
 
 def _linear(rows: Sequence[Row]) -> str:

@@ -1,19 +1,32 @@
 """Cells where the true log ratio is known: the Galton board, and ten linear-Gaussian dimensions."""
 
+from importlib.resources import files
 from typing import Any
 
 import torch
 from estimator_methods import train
-from galton_gold import BOARD, pair_errors
 from torch import Tensor
 from torch.distributions import Independent, Uniform
 
-from sbi_core import Simulations, joint_score, simulate
+import sbi_core.simulators
+from sbi_core import Simulations, infer, joint_score, simulate
+from sbi_core.columns import read_csv
 from sbi_core.estimators import Estimator
-from sbi_core.simulators import LinearGaussian
+from sbi_core.simulators import GaltonBoard, LinearGaussian
 
+BOARD = GaltonBoard()
+SLOTS = torch.arange(5.0, 26.0)[:, None]
 WORLD = LinearGaussian(10)
 TRIPLES = 20_000
+
+
+def pair_errors(estimator: Estimator, theta: Tensor) -> Tensor:
+    """Return sum_x p(x | theta_j) (log r_hat - log r)^2 for all pairs of theta (T, 1), as (T, T)."""
+    with torch.no_grad():
+        learned = estimator.log_likelihood(theta[:, None], SLOTS).double()
+    exact = BOARD.log_likelihood(theta[:, None], SLOTS)
+    wrong = learned - exact
+    return ((wrong[:, None] - wrong[None, :]) ** 2 * exact.exp()[None]).sum(-1)
 
 
 def galton_cell(method: str, simulations: int, seed: int) -> list[dict[str, Any]]:
@@ -31,6 +44,17 @@ def galton_cell(method: str, simulations: int, seed: int) -> list[dict[str, Any]
         grid = pair_errors(trained.network, torch.linspace(-1, -0.4, 13).double()[:, None])
         row["grid"] = float(grid.mean())
     return [row]
+
+
+def balls_cell(method: str, simulations: int, seed: int) -> list[dict[str, Any]]:
+    """Total variation between the learned and the exact posterior of the 500 published balls, prior on [-1, 0]."""
+    data = simulate(BOARD, simulations, seed=seed, progress=False)
+    trained = train("sbi_core", method, data, BOARD, seed)
+    balls = read_csv(str(files(sbi_core.simulators) / "data" / "galton_published_balls.csv"))[1]
+    learned, exact = (infer(source, BOARD.prior, balls, iid=True) for source in (trained.network, BOARD))
+    theta = (torch.arange(20_000).double()[:, None] + 0.5) / 20_000 - 1
+    apart = (learned.log_prob(theta).exp() - exact.log_prob(theta).exp()).abs().mean() / 2
+    return [{"error": float(apart), "cpu_seconds": trained.cpu_seconds}]
 
 
 def score_regression(data: Simulations) -> Tensor:
