@@ -58,7 +58,7 @@ def table(rows: Sequence[Row], folder: Path) -> str:
         _gold(rows),
         _alpha(rows),
     ]
-    return "\n\n".join([*parts, _alpha(rows), _time(rows), _failures(rows)])
+    return "\n\n".join([*parts, _time(rows), _failures(rows)])
 
 
 def _frame(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
