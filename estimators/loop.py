@@ -30,7 +30,7 @@ LONGEST = 5.0
 """Norm at which gradients are clipped."""
 
 _adam = partial(adam, fused=True, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
-"""Kingma & Ba, arXiv:1412.6980. As an optimiser's step it would take several times as long for a small network."""
+"""Kingma & Ba, arXiv:1412.6980. The step of `torch.optim.Adam` takes twice as long for a small network."""
 
 BUDGET, PATIENCE, TROUBLE = "budget", "patience", "trouble"
 """How a training ends."""

@@ -37,7 +37,7 @@ class Stream:
         source: makes of a part what batches come from.
         clipped: most rows of a part at one visit with a joint ratio that was clipped.
         far: numbers of the rows that `Estimator.far` has named so far.
-        watch: that method.
+        watch: that method, for the first pass.
     """
 
     store: Store
@@ -71,6 +71,7 @@ class Stream:
                     self.far.update(self.watch(source.rows))
                 yield source
                 self.clipped = max(self.clipped, source.clipped)
+        self.watch = None
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep: nothing, as every pass begins with the rows as they were simulated."""

@@ -112,7 +112,7 @@ def prepare(config: DictConfig, folder: Path | None, given: Collection[str]) -> 
     for group in GROUPS:
         if plain.get(group) and _may_build(plain[group], group, known, needed=not trained):
             network = plain[group].get("embedding")
-            if isinstance(network, Mapping):
+            if group == "estimator" and isinstance(network, Mapping):
                 _may_build(network, EMBEDDING, known, needed=True)
             built[group] = build(plain[group], group)
     if not trained:

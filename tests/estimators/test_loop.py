@@ -31,6 +31,13 @@ def test_patience_ends_training_and_the_best_weights_are_kept():
     assert endless.best_epoch < 150 and endless.history["validation"][-1] > min(endless.history["validation"]) + 0.01
 
 
+def test_a_long_training_is_looked_at_fifty_times_at_most():
+    run = quick(rows()[:60], carl, max_epochs=460, validation_fraction=0.5, patience=460)
+    assert run.history["epoch"] == [*range(10, 461, 10)]
+    run = quick(rows()[:60], carl, max_epochs=55, validation_fraction=0.5, patience=55)
+    assert run.history["epoch"] == [*range(2, 55, 2), 55], "and at its end"
+
+
 def test_what_is_kept_is_an_average_of_the_weights():
     """One step: the average is the weight after it, as step s of t has the share (s/t)^8."""
     data, seen = rows()[:40], []
@@ -61,7 +68,7 @@ def test_plain_numbers_are_scaled_once_and_the_loss_reads_them_as_they_are(monke
     prepared, forward = RatioEstimator.prepared, Scaler.forward
 
     def counting(scaler, values):
-        scaled.append(values.numel())
+        scaled.append(values)
         return forward(scaler, values)
 
     def watching(estimator, batch):
@@ -74,10 +81,11 @@ def test_plain_numbers_are_scaled_once_and_the_loss_reads_them_as_they_are(monke
         scaled.clear()
         monkeypatch.setattr(RatioEstimator, "prepared", ready)
         run = quick(data, watching, batch_size=10)
-        found[name] = (sum(scaled), run.history["validation"], run.estimator.state_dict())
+        found[name] = (len(scaled), run.history["validation"], run.estimator.state_dict())
     assert found["once"][1] == found["always"][1]
     assert all(torch.equal(value, found["always"][2][name]) for name, value in found["once"][2].items())
-    assert found["once"][0] < found["always"][0]
+    passes, steps = 3, 3 * 18
+    assert found["always"][0] - found["once"][0] >= steps - passes, "x once in a pass, not once in a step"
     assert {x.dtype for x in raw} == {torch.float64} and torch.isin(torch.cat(raw), data.x).all()
 
 

@@ -270,13 +270,6 @@ def test_default_batch_size(n, size):
     assert sizes <= {size, round(0.9 * n) % size} and size in sizes
 
 
-def test_a_long_training_is_looked_at_fifty_times_at_most():
-    run = quick(rows()[:60], carl, max_epochs=460, validation_fraction=0.5, patience=460)
-    assert run.history["epoch"] == [*range(10, 461, 10)]
-    run = quick(rows()[:60], carl, max_epochs=55, validation_fraction=0.5, patience=55)
-    assert run.history["epoch"] == [*range(2, 55, 2), 55], "and at its end"
-
-
 def test_designs_and_labels_train():
     board = GaltonBoard()
     with seeded(1):
