@@ -5,21 +5,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sbi_core import InputError, simulate
-from sbi_core.cli import build, main
+from sbi_core import InputError
+from sbi_core.cli import main
 from sbi_core.run_folder import recall
-from sbi_core.settings import check_settings
-from sbi_core.simulators import GaltonBoard
 
 ROOT = Path(__file__).parent.parent
 FAST = ["n_simulations=200", "training.max_epochs=2"]
-MODULE = '''
+OWN = {
+    "my_world": '''
 import os
 from pathlib import Path
 
@@ -48,17 +46,7 @@ class Shift(Simulator):
 def lopsided(estimator, batch):
     return estimator.log_likelihood(batch.theta, batch.x).square().mean()
 '''
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with a module of the user's own; its reports are empty, which saves a second each."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sbi_core.report.write_report", lambda path, results: path.touch())
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "my_world.py").write_text(MODULE)
-    yield tmp_path
-    sys.modules.pop("my_world", None)
+}
 
 
 @pytest.fixture(scope="module")
@@ -294,46 +282,6 @@ def test_misspelt_key_in_own_study(here: Path, capsys: pytest.CaptureFixture[str
     assert "'n_simulation': did you mean 'n_simulations'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["rows.npz", "rows.csv", "rows.zarr"])
-def test_data_made_elsewhere(here: Path, name: str) -> None:
-    store = "rows.zarr" if name == "rows.zarr" else None
-    rows = simulate(GaltonBoard(), 200, seed=1, progress=False, store=store)[:]
-    if name == "rows.npz":
-        rows.to_npz(name)
-    if name == "rows.csv":
-        lines = [f"{float(t)},{float(x)}" for t, x in zip(rows.theta, rows.x, strict=True)]
-        Path(name).write_text("\n".join(["theta,x", *lines]))
-    ranges = ["parameters={theta: [-1, 0]}"] if name == "rows.csv" else []
-    assert main([f"data={name}", "loss=carl", "x_obs=[12]", "run_dir=d", *ranges, *FAST]) == 0
-    assert result(Path("d"))["simulations"]["value"] == 200
-    os.replace(name, f"moved-{name}")
-    assert main(["run_dir=d", "x_obs=[20]"]) == 0
-
-
-def test_data_with_a_simulator_have_gold(here: Path) -> None:
-    simulate(GaltonBoard(), 200, seed=1, progress=False).to_npz("rows.npz")
-    assert main(["data=rows.npz", "simulator=galton_board", "run_dir=d", *FAST]) == 0
-    summary = json.loads(Path("d/summary.json").read_text())
-    assert summary["gold_check"]["passed"]
-    assert "simulations.zarr" not in {path.name for path in Path("d").iterdir()}
-
-
-def test_wrong_gold_stops(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with open("my_world.py", "a") as file:
-        file.write(
-            "from sbi_core.simulators import GaltonBoard\n"
-            "class Wrong(GaltonBoard):\n"
-            "    def log_joint(self, theta, x, z, design):\n"
-            "        return super().log_joint(-theta, x, z, design)\n"
-        )
-    ask = ["simulator._target_=my_world.Wrong", "x_obs=null", "n_simulations=2000", "training.max_epochs=1"]
-    assert main([*ask, "run_dir=stopped"]) == 1
-    assert "GoldError" in capsys.readouterr().err
-    assert not Path("stopped/model").exists()
-    assert main([*ask, "run_dir=forced", "gold_check=false"]) == 0
-    assert json.loads(Path("forced/summary.json").read_text())["gold_check"] == "unchecked"
-
-
 def test_environment_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_NAME", "hunter-two")
     assert (
@@ -366,37 +314,3 @@ def test_foreign_folder_is_refused(here: Path, capsys: pytest.CaptureFixture[str
     assert main(["run_dir=."]) == 2
     assert "is no run folder" in capsys.readouterr().err
     assert main(["run_dir=my_world.py"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("config", "group", "check"),
-    [
-        ({"_target_": "GaltonBoard", "n_rows": 10}, "simulator", lambda made: made.n_rows == 10),
-        ({"_target_": "alices", "alpha": 0.5}, "loss", lambda made: made.keywords == {"alpha": 0.5}),
-        ({"_target_": "RatioEstimator", "hidden": [8]}, "estimator", lambda made: made.keywords == {"hidden": [8]}),
-    ],
-)
-def test_build(config: dict[str, object], group: str, check: Callable[[object], bool]) -> None:
-    assert check(build(config, group))
-
-
-@pytest.mark.parametrize(
-    ("prior", "mean"),
-    [
-        ({"_target_": "default"}, -0.5),
-        ({"_target_": "uniform", "low": -0.8}, -0.4),
-        ({"_target_": "uniform", "low": [-0.8], "high": [-0.6]}, -0.7),
-        ({"_target_": "torch.distributions.Normal", "loc": [-0.3], "scale": [0.1]}, -0.3),
-    ],
-)
-def test_build_prior(prior: dict[str, object], mean: float) -> None:
-    board = GaltonBoard()
-    made = build(prior, "prior")(board.parameters, board.prior)
-    assert made.event_shape == (1,)
-    assert float(made.mean[0]) == pytest.approx(mean)
-
-
-def test_settings_saboteur() -> None:
-    with pytest.raises(InputError, match="seed = True"):
-        check_settings({"seed": True})
-    check_settings({"seed": 1})

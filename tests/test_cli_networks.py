@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from sbi_core.cli import main
 
 WORLD = ["simulator=linear_gaussian", "simulator.dim=2", "loss=carl", "x_obs=[0.5,0.1]"]
 QUICK = [*WORLD, "n_simulations=100", "training.max_epochs=2", "seed=1"]
-OWN = "estimator.embedding._target_=my_nets.Net"
-MODULE = """
+NET = "estimator.embedding._target_=my_nets.Net"
+NETWORKS = """
 from pathlib import Path
 from torch import nn
 
@@ -28,17 +27,7 @@ class Net(nn.Sequential):
 class Other(Net):
     pass
 """
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with a module that leaves a trace when it is imported."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sbi_core.report.write_report", lambda path, results: path.touch())
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "my_nets.py").write_text(MODULE)
-    yield tmp_path
-    sys.modules.pop("my_nets", None)
+OWN = {"my_nets": NETWORKS}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +37,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
-        (folder / "my_nets.py").write_text(MODULE)
-        assert main([*QUICK, OWN, "estimator.embedding.features=5", "run_dir=run"]) == 0
+        (folder / "my_nets.py").write_text(NETWORKS)
+        assert main([*QUICK, NET, "estimator.embedding.features=5", "run_dir=run"]) == 0
     sys.modules.pop("my_nets", None)
     return folder / "run"
 
@@ -61,7 +50,7 @@ def test_a_run_with_a_network_of_ones_own_is_carried_on(here: Path, finished: Pa
         "features": 5,
     }
     before = json.loads(Path("run/summary.json").read_text())["numbers"]["theta_1 mean"]["value"]
-    assert main(["run_dir=run", OWN, "x_obs=[-1,-1]"]) == 0
+    assert main(["run_dir=run", NET, "x_obs=[-1,-1]"]) == 0
     after = json.loads(Path("run/summary.json").read_text())["numbers"]["theta_1 mean"]["value"]
     assert after != before, "another observation"
 
@@ -69,10 +58,10 @@ def test_a_run_with_a_network_of_ones_own_is_carried_on(here: Path, finished: Pa
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ([], f"names estimator.embedding._target_ = my_nets.Net, which is code. If you trust it, say so: {OWN}"),
+        ([], f"names estimator.embedding._target_ = my_nets.Net, which is code. If you trust it, say so: {NET}"),
         (["estimator=ratio"], "estimator.embedding"),
         (["estimator.embedding._target_=my_nets.Other"], "contradicts run_dir = run"),
-        ([OWN, "estimator.embedding.features=4"], "estimator.embedding.features = 4 contradicts run_dir = run"),
+        ([NET, "estimator.embedding.features=4"], "estimator.embedding.features = 4 contradicts run_dir = run"),
     ],
 )
 def test_code_that_a_folder_names_is_run_only_if_the_command_names_it_too(
@@ -88,9 +77,9 @@ def test_code_that_a_folder_names_is_run_only_if_the_command_names_it_too(
     ("options", "said"),
     [
         (["estimator.embedding._target_=my_nets.Nett"], "did you mean 'Net'?"),
-        ([OWN, "estimator.embedding.featurs=4"], "my_nets.Net has no such option; did you mean 'features'?"),
-        ([OWN, "estimator.embedding.features=-1"], "estimator.embedding my_nets.Net cannot be made with"),
-        ([OWN, "simulator.dim=3", "x_obs=null"], "Net fails on x of zeros (2, 3)"),
+        ([NET, "estimator.embedding.featurs=4"], "my_nets.Net has no such option; did you mean 'features'?"),
+        ([NET, "estimator.embedding.features=-1"], "estimator.embedding my_nets.Net cannot be made with"),
+        ([NET, "simulator.dim=3", "x_obs=null"], "Net fails on x of zeros (2, 3)"),
         (["estimator.embedding._target_=cnn"], "for one of ours say estimator.embedding.name=cnn"),
         (["estimator.embedding._target_=os.system"], "os.system is refused: expected a subclass of Module"),
     ],

@@ -1,0 +1,56 @@
+"""`sbi-run` with data made elsewhere, and with gold that is wrong."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sbi_core import simulate
+from sbi_core.cli import main
+from sbi_core.simulators import GaltonBoard
+
+FAST = ["n_simulations=200", "training.max_epochs=2"]
+OWN = {
+    "my_world": """
+from sbi_core.simulators import GaltonBoard
+
+
+class Wrong(GaltonBoard):
+    def log_joint(self, theta, x, z, design):
+        return super().log_joint(-theta, x, z, design)
+"""
+}
+
+
+@pytest.mark.parametrize("name", ["rows.npz", "rows.csv", "rows.zarr"])
+def test_data_made_elsewhere(here: Path, name: str) -> None:
+    store = "rows.zarr" if name == "rows.zarr" else None
+    rows = simulate(GaltonBoard(), 200, seed=1, progress=False, store=store)[:]
+    if name == "rows.npz":
+        rows.to_npz(name)
+    if name == "rows.csv":
+        lines = [f"{float(t)},{float(x)}" for t, x in zip(rows.theta, rows.x, strict=True)]
+        Path(name).write_text("\n".join(["theta,x", *lines]))
+    ranges = ["parameters={theta: [-1, 0]}"] if name == "rows.csv" else []
+    assert main([f"data={name}", "loss=carl", "x_obs=[12]", "run_dir=d", *ranges, *FAST]) == 0
+    assert json.loads(Path("d/summary.json").read_text())["numbers"]["simulations"]["value"] == 200
+    os.replace(name, f"moved-{name}")
+    assert main(["run_dir=d", "x_obs=[20]"]) == 0
+
+
+def test_data_with_a_simulator_have_gold(here: Path) -> None:
+    simulate(GaltonBoard(), 200, seed=1, progress=False).to_npz("rows.npz")
+    assert main(["data=rows.npz", "simulator=galton_board", "run_dir=d", *FAST]) == 0
+    summary = json.loads(Path("d/summary.json").read_text())
+    assert summary["gold_check"]["passed"]
+    assert "simulations.zarr" not in {path.name for path in Path("d").iterdir()}
+
+
+def test_wrong_gold_stops(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["simulator._target_=my_world.Wrong", "x_obs=null", "n_simulations=2000", "training.max_epochs=1"]
+    assert main([*ask, "run_dir=stopped"]) == 1
+    assert "GoldError" in capsys.readouterr().err
+    assert not Path("stopped/model").exists()
+    assert main([*ask, "run_dir=forced", "gold_check=false"]) == 0
+    assert json.loads(Path("forced/summary.json").read_text())["gold_check"] == "unchecked"
