@@ -1,17 +1,12 @@
-import os
 import random
 import runpy
-import signal
-import subprocess
-import sys
-import time
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch import distributions as td
-from toys import BOX, Fragile, GlobalState, Shift, commits, row_by_row, same_bits, shifted
+from toys import BOX, Fragile, GlobalState, Shift, row_by_row, run, same_bits, shifted
 
 from sbi_core import (
     FunctionSimulator,
@@ -27,10 +22,6 @@ from sbi_core.simulators import GaltonBoard, LinearGaussian
 
 BLOCKS = {"galton": GaltonBoard(), "global": GlobalState()}
 WIDE = UniformPrior([Parameter("mu", -3, 3)])
-
-
-def run(simulator, n, seed=1, **options):
-    return simulate(simulator, n, seed=seed, progress=False, **options)
 
 
 @cache
@@ -122,44 +113,6 @@ def test_global_random_state_is_untouched(simulator):
     assert state() == before
     torch.rand(1)
     assert state() != before, "saboteur: one number drawn is seen"
-
-
-@pytest.mark.parametrize("breaks_at", [0, 3, 4, 11])
-@pytest.mark.parametrize("stored", [False, True])
-def test_rows_before_a_breakdown_are_kept(tmp_path, breaks_at, stored):
-    store = tmp_path / "run.zarr" if stored else None
-    whole = run(Shift(), 200)
-    assert same_bits(run(Fragile(), 200).to("cpu"), clean := run(Fragile(), 200)) and not same_bits(clean, whole)
-    with pytest.raises(SimulatorError, match="out of nails") as caught:
-        run(Fragile(breaks_at), 200, store=store, chunk_rows=30)
-    kept = caught.value.simulations
-    assert (0 if kept is None else len(kept)) == 10 * breaks_at
-    if breaks_at:
-        assert same_bits(kept, clean[: 10 * breaks_at])
-    if stored:
-        assert len(Store(store)) == 10 * breaks_at
-        assert same_bits(run(Fragile(), 200, store=store), clean), "the same call again goes on"
-
-
-def test_other_errors_name_simulator_and_error():
-    with pytest.raises(SimulatorError, match="'Fragile' raised OSError: out of nails") as caught:
-        run(Fragile(4), 200)
-    assert isinstance(caught.value.__cause__, OSError)
-
-
-def test_breakdown_in_a_worker_keeps_what_is_done(tmp_path):
-    with pytest.raises(SimulatorError, match="out of nails"):
-        run(Fragile(0), 200, store=tmp_path / "run.zarr", chunk_rows=10, workers=2)
-    assert len(Store(tmp_path / "run.zarr")) < 200
-    assert same_bits(run(Fragile(), 200, store=tmp_path / "run.zarr"), run(Fragile(), 200))
-
-
-def test_breakdown_while_extending_loses_no_committed_row(tmp_path):
-    store = tmp_path / "run.zarr"
-    run(Fragile(), 50, store=store, chunk_rows=100)
-    with pytest.raises(SimulatorError):
-        run(Fragile(1), 100, store=store)
-    assert same_bits(Store(store), run(Fragile(), 50))
 
 
 @pytest.mark.parametrize(
@@ -306,54 +259,3 @@ def test_bar_counts_to_the_end(tmp_path, capsys):
     assert "2500/2500" in capsys.readouterr().err
     run(Shift(), 10)
     assert capsys.readouterr().err == ""
-
-
-SLOW_CAMPAIGN = """
-import sys, time
-from sbi_core import FunctionSimulator, Parameter, simulate
-class Slow:
-    def __call__(self, theta, rng):
-        time.sleep(0.001)
-        return theta + 0.3 * rng.standard_normal(theta.shape)
-box = [Parameter("a", -2, 2), Parameter("b", -2, 2)]
-toy = FunctionSimulator(Slow(), box, vectorized=False)
-simulate(toy, 500, store=sys.argv[1], seed=1, chunk_rows=7, progress=False, workers=int(sys.argv[2]))
-"""
-
-
-def kill_midway(store, at_least, workers, pause):
-    """Start the slow campaign, kill its process group once it has committed chunks, and return how many it had."""
-    with subprocess.Popen([sys.executable, "-c", SLOW_CAMPAIGN, store, str(workers)], start_new_session=True) as job:
-        while len(commits(store)) < at_least and job.poll() is None:
-            time.sleep(0.002)
-        time.sleep(pause)
-        before = len(commits(store))
-        os.killpg(job.pid, signal.SIGKILL)
-    return before
-
-
-@pytest.mark.parametrize(
-    ("kills", "workers"),
-    [
-        (1, 1),
-        pytest.param(20, 1, marks=pytest.mark.slow),
-        pytest.param(10, 2, marks=pytest.mark.slow),
-    ],
-)
-def test_killed_campaign_goes_on(tmp_path, kills, workers):
-    path = str(tmp_path / "run.zarr")
-
-    class Slow:
-        def __call__(self, theta, rng):
-            return shifted(theta, rng)
-
-    Slow.__qualname__ = "Slow"  # settings tell callables without a source apart by name
-    toy = FunctionSimulator(Slow(), BOX, vectorized=False)
-    whole = run(toy, 500)
-    for number in range(kills):
-        before = kill_midway(path, min(10 + 2 * number, 65), workers, pause=0.0013 * number)
-        kept = Store(path)[:]
-        assert len(kept) >= min(7 * before, 500), "every acknowledged row is there"
-        assert same_bits(kept, whole[kept.row]) and len(kept.row.unique()) == len(kept)
-    assert same_bits(run(toy, 500, store=path), whole)
-    assert same_bits(run(toy, 600, seed=None, store=path), run(toy, 600))

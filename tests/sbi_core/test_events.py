@@ -4,7 +4,7 @@ import pytest
 import torch
 from measures import z_of_mean
 from torch.distributions import Poisson
-from toys import Shift, same_bits
+from toys import Shift, run, same_bits
 
 from sbi_core import (
     Events,
@@ -16,16 +16,11 @@ from sbi_core import (
     UniformPrior,
     joint_log_ratio,
     joint_score,
-    simulate,
 )
 from sbi_core.simulators import GaltonBoard
 
 FIXED, RANDOM = Events(Shift(), 5), Events(Shift(), luminosity=4.0)
 AT = torch.tensor([0.5]).double()
-
-
-def run(simulator, n, seed=1, **options):
-    return simulate(simulator, n, seed=seed, progress=False, **options)
 
 
 class WithoutRate(Events):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from measures import z_of_mean
-from toys import BOX, reference, row_by_row, same_bits, shifted, table
+from toys import BOX, reference, row_by_row, run, same_bits, shifted, table
 
 from sbi_core import (
     FunctionSimulator,
@@ -33,11 +33,11 @@ def train(theta, x, **options):
     return fit(RatioEstimator.from_data(data), carl, data, seed=1, gold_check=False, progress=False, **options)
 
 
-def says(words, error, call, *arguments):
+def says(words, error, call, *arguments, **options):
     """Whether the call ends within five seconds in an error that has every word; returns it."""
     started = time.monotonic()
     with pytest.raises(error) as caught:
-        call(*arguments)
+        call(*arguments, **options)
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} not in: {caught.value}"
     assert time.monotonic() - started < 5
@@ -125,10 +125,6 @@ def test_f11_half_of_the_rows(breaks_at_once):
         assert len(error.simulations) == 20 and str(calls[3][0].tolist()) in str(error)
 
 
-def run(simulator, n, store=None):
-    return simulate(simulator, n, seed=1, store=store, progress=False)
-
-
 BROKEN = {
     "another width": lambda theta, rng: np.append(shifted(theta, rng), 1.0),
     "None": lambda theta, rng: None,
@@ -149,7 +145,7 @@ def test_f12_row_by_row(broken, stored, tmp_path):
         return (shifted if len(calls) <= 5 else broken)(theta, rng)
 
     path = tmp_path / "run.zarr" if stored else None
-    error = says(["simulator", "expected (10, 2)"], SimulatorError, run, row_by_row(function), 10, path)
+    error = says(["simulator", "expected (10, 2)"], SimulatorError, run, row_by_row(function), 10, store=path)
     assert str(calls[5]) in str(error), "the first bad call's theta"
     assert same_bits(error.simulations, run(row_by_row(), 4))
     assert path is None or same_bits(Store(path), run(row_by_row(), 4))

@@ -7,9 +7,14 @@ import numpy as np
 import torch
 from torch.distributions import Normal
 
-from sbi_core import FunctionSimulator, Parameter, Simulations, Simulator, SimulatorError
+from sbi_core import FunctionSimulator, Parameter, Simulations, Simulator, SimulatorError, simulate
 
 BOX = (Parameter("a", -2, 2), Parameter("b", -2, 2))
+
+
+def run(simulator, n, seed=1, **options):
+    """Simulate without a bar."""
+    return simulate(simulator, n, seed=seed, progress=False, **options)
 
 
 def same_bits(one, other):
