@@ -16,7 +16,7 @@ from sbi_core.estimators.losses import Batch, Loss, function_of
 from sbi_core.estimators.regression import refine
 from sbi_core.seeding import seeded
 
-REFINED, PAIRS = 5000, 1000
+REFINED, PAIRS = 50_000, 1000
 """Rows on which gold improves the regression, at most; fewer are visited several times, until there are so many."""
 
 TRIED, TRIAL = 5000, 100

@@ -15,6 +15,7 @@ from sbi_core.estimators import (
     fit,
     load_estimator,
     nle,
+    scandal,
 )
 from sbi_core.estimators.regression import WIDEST, GaussianRegression, refine
 from sbi_core.simulators import LinearGaussian, TwoMoons
@@ -135,6 +136,20 @@ def test_ten_dimensions_cost_what_linear_regression_costs(seed):
     plain = RatioEstimator.from_data(data, hidden=[16], regression=False)
     without = fit(plain, alices, data, max_epochs=30, **options)
     assert error(run.estimator, test) < 2 * best < 0.2 * error(without.estimator, test)
+
+
+def test_gold_of_every_row_counts(monkeypatch):
+    data, test = (simulate(WORLD, n, seed=s, progress=False) for n, s in ((10_000, 0), (10_000, 100)))
+    best = least_squares(data, test)
+
+    def measured():
+        head = LikelihoodEstimator.from_data(data, transforms=1)
+        run = fit(head, scandal, data, simulator=WORLD, seed=0, progress=False, max_epochs=2)
+        return error(run.estimator, test)
+
+    assert measured() < 1.3 * best
+    monkeypatch.setattr("sbi_core.estimators.start.REFINED", 5000)
+    assert measured() > 1.3 * best, "saboteur: every second row"
 
 
 def test_a_density_that_nothing_can_be_added_to_is_the_regression():
