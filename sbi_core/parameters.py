@@ -76,3 +76,21 @@ def match(wanted: Sequence[Parameter], given: Sequence[Parameter], where: str) -
         surplus = sorted(set(have) - set(names(wanted)))
         raise InputError(f"{where} has parameters {surplus} beyond the expected {names(wanted)}.")
     return [have.index(name) for name in names(wanted)]
+
+
+def positions(wanted: Sequence[str], given: Sequence[Parameter]) -> list[int]:
+    """Return where the wanted names stand among the given parameters.
+
+    Raises:
+        InputError: if a name is not there, or there is none.
+
+    >>> positions(["b"], [Parameter("a", 0, 1), Parameter("b", 0, 1)])
+    [1]
+    """
+    have = names(given)
+    if isinstance(wanted, str) or not wanted or len(set(wanted)) < len(wanted):
+        raise InputError(f"expected a sequence of different parameter names, got {wanted!r}; known are {have}.")
+    for name in wanted:
+        if name not in have:
+            raise InputError(f"there is no parameter '{name}'; {nearest(name, have)}")
+    return [have.index(name) for name in wanted]

@@ -259,7 +259,7 @@ def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution, x
     rows = x_obs if iid else x_obs[None]
     if runs:
         rows = pad_events(rows, estimator.x_shape, leading=1)[0]
-    posterior = infer(estimator, prior, x_obs, iid=iid)
+    posterior: Any = infer(estimator, prior, x_obs, iid=iid, method="grid")
     found = inside(rows, (results.training or {}).get("x_range"))
     posterior.verdicts = {**posterior.verdicts, RANGE: found}
     exact = infer(world, prior, x_obs, iid=iid) if world is not None and world.is_exact else None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from sbi_core.errors import InputError
-from sbi_core.parameters import Parameter
+from sbi_core.parameters import Parameter, positions
 
 
 class Posterior(Distribution):
@@ -26,6 +26,7 @@ class Posterior(Distribution):
     verdicts: Mapping[str, str]
     flags: Sequence[str]
     members: "Sequence[Posterior]" = ()
+    seed: int | None = None
 
     def spread(self, read: Callable[["Posterior"], Tensor]) -> Tensor:
         """Standard deviation over an ensemble's members of whatever is read from their posteriors.
@@ -41,6 +42,22 @@ class Posterior(Distribution):
         if not self.members:
             raise InputError("spread needs the posterior of an ensemble: infer(Ensemble([...]), ...).")
         return torch.stack([torch.as_tensor(read(member)) for member in self.members]).std(0)
+
+    def marginal(self, names: Sequence[str]) -> "Posterior":
+        """The posterior of the named parameters, in that order, the others integrated out."""
+        raise NotImplementedError
+
+    def threshold(self, level: float) -> Tensor:
+        """Log density, nats (*), above which `level` of the probability lies."""
+        raise NotImplementedError
+
+    def contains(self, theta: Tensor, level: float = 0.683) -> Tensor:
+        """Whether theta (*, D) lies in the region of highest density that holds `level` of the probability, (*)."""
+        return self.log_prob(theta) >= self.threshold(level)
+
+    def _columns(self, wanted: Sequence[str]) -> list[int]:
+        """Positions of named parameters."""
+        return positions(wanted, self.parameters)
 
     def credible_interval(self, level: float = 0.683) -> tuple[Tensor, Tensor]:
         """Equal-tailed interval of each parameter: ends (*, D)."""

@@ -6,7 +6,7 @@ from measures import z_of_mean
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from sbi_core import Parameter, UniformPrior
-from sbi_core.inference.grid import COARSE, FINE, GridPosterior, grid_posterior
+from sbi_core.inference.grid import FINE, GridPosterior, grid_posterior, resolution
 from sbi_core.seeding import seeded
 
 AXES = (Parameter("a", -3, 5), Parameter("b", 0, 10))
@@ -87,7 +87,7 @@ def test_samples_follow_the_density(dims):
         """Of the first four moments of u along each axis, and of three products."""
         terms = []
         for k, edge in enumerate(edges):
-            mass = torch.cat([torch.zeros(1), posterior.marginal(k).cumsum(0)])
+            mass = torch.cat([torch.zeros(1), posterior.axis_mass(k).cumsum(0)])
             cell = (torch.searchsorted(edge, theta[:, k].contiguous(), right=True) - 1).clamp(0, 10)
             share = (theta[:, k] - edge[cell]) / (edge[cell + 1] - edge[cell])
             u = mass[cell] + share * (mass[cell + 1] - mass[cell])
@@ -125,7 +125,7 @@ def test_intervals_hold_their_level(batch, level):
     for k in range(2):
         for end, wanted in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
             covered = ((end[..., k, None] - edges[k][..., :-1]) / edges[k].diff(dim=-1)).clamp(0, 1)
-            below = (covered * posterior.marginal(k)).sum(-1)
+            below = (covered * posterior.axis_mass(k)).sum(-1)
             assert torch.allclose(below, torch.full_like(below, wanted), rtol=1e-9)
 
 
@@ -160,6 +160,19 @@ def test_the_grid_finds_the_posterior_and_covers_it(dims, sd):
         assert ((posterior.mean - mean).abs() < cell**2 / sd).all()
         excess = posterior.variance - sd**2
         assert ((excess > 0) & (excess < cell**2 / 6)).all(), "a cell adds its own variance, twelfth of a square"
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.9])
+@pytest.mark.parametrize("cells", [5.0, 20.0])
+def test_resolution_is_that_of_a_normal_density(cells, slope):
+    """Along each axis with the other fixed, where the width is (1 - slope^2)^(1/2)."""
+    at = torch.arange(-120, 121).double() / cells
+    a, b = at[:, None], at[None, :]
+    density = -(a**2 + b**2 - 2 * slope * a * b) / (2 * (1 - slope**2))
+    found = resolution(density[None])
+    assert found.shape == (2, 1) and torch.allclose(
+        found, torch.tensor(cells * (1 - slope**2) ** 0.5).double(), rtol=0.05
+    )
 
 
 def test_two_modes_are_both_kept():
@@ -207,7 +220,3 @@ def test_without_data_the_posterior_is_the_prior(prior):
     cell = torch.stack([edge[0, 1] - edge[0, 0] for edge in edges])
     assert ((posterior.mean - prior.mean).abs() < cell**2 / prior.stddev).all()
     assert ((posterior.variance - prior.variance).abs() < cell**2).all()
-
-
-def test_sizes():
-    assert set(COARSE) == set(FINE) == {1, 2}
