@@ -1,0 +1,1 @@
+"""Is the posterior true, and is the observation one that it knows?"""

@@ -1,0 +1,1 @@
+"""Limits with frequentist guarantees: maximum likelihood, profiles, toys."""
