@@ -125,6 +125,18 @@ def restore(description: Mapping[str, Any] | None) -> Distribution | None:
     return getattr(torch.distributions, kind)(**arguments)
 
 
+def bounds(support: constraints.Constraint, dims: int) -> tuple[Tensor, Tensor]:
+    """Least and largest value that a support allows each of D parameters, (D,) each, float64; infinite if any.
+
+    >>> bounds(constraints.independent(constraints.positive, 1), 2)
+    (tensor([0., 0.], dtype=torch.float64), tensor([inf, inf], dtype=torch.float64))
+    """
+    base: Any = getattr(support, "base_constraint", support)
+    ends = getattr(base, "lower_bound", -torch.inf), getattr(base, "upper_bound", torch.inf)
+    low, high = (torch.as_tensor(end, dtype=torch.float64).expand(dims) for end in ends)
+    return low, high
+
+
 def check_prior(prior: Distribution, parameters: Sequence[Parameter], what: str = "prior") -> None:
     """Raise `InputError` unless the prior's events are as long as the parameters."""
     if not isinstance(prior, Distribution):

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.errors import InputError, nearest
-from sbi_core.inference.grid import COARSE, COARSEST, GridPosterior, grid_posterior, resolution
+from sbi_core.inference.cells import COARSE, COARSEST, grid_posterior, resolution
+from sbi_core.inference.grid import GridPosterior
 from sbi_core.inference.observed import Observed
 from sbi_core.inference.posterior import Posterior
 from sbi_core.inference.samples import SamplePosterior

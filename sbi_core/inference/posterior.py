@@ -47,6 +47,14 @@ class Posterior(Distribution):
         """The posterior of the named parameters, in that order, the others integrated out."""
         raise NotImplementedError
 
+    def curve(self, k: int) -> tuple[Tensor, Tensor]:
+        """Density of parameter k for a picture: points (G,) and density there (G,); not for batches."""
+        raise NotImplementedError
+
+    def surface(self, j: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Joint density of parameters j and k for a picture: points (G,), (H,), density (G, H); not for batches."""
+        raise NotImplementedError
+
     def threshold(self, level: float) -> Tensor:
         """Log density, nats (*), above which `level` of the probability lies."""
         raise NotImplementedError

@@ -10,7 +10,9 @@ from torch.distributions import biject_to, constraints
 
 from sbi_core.errors import InputError
 from sbi_core.inference.posterior import Posterior
+from sbi_core.inference.smoothing import smoothed
 from sbi_core.parameters import Parameter
+from sbi_core.priors import bounds
 
 
 class SamplePosterior(Posterior):
@@ -73,11 +75,25 @@ class SamplePosterior(Posterior):
         return SamplePosterior(
             [self.parameters[k] for k in kept],
             self.draws[..., kept],
-            support=constraints.real_vector,
+            support=_box(*(end[kept] for end in bounds(self.support, len(self.parameters)))),
             log_weight=self.weight.log().reshape(self.draws.shape[:-1]),
             verdicts={**self.verdicts, "normalisation": "unchecked: the density of a marginal is not known"},
             flags=self.flags,
         )
+
+    def curve(self, k: int) -> tuple[Tensor, Tensor]:
+        """Smoothed density of parameter k: points (G,) and density (G,)."""
+        (points,), density = self._smoothed([k], 128)
+        return points, density
+
+    def surface(self, j: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Smoothed joint density of parameters j and k: points (G,), (H,), density (G, H)."""
+        (across, up), density = self._smoothed([j, k], 64)
+        return across, up, density
+
+    def _smoothed(self, columns: list[int], cells: int) -> tuple[list[Tensor], Tensor]:
+        low, high = bounds(self.support, len(self.parameters))
+        return smoothed(self.draws.flatten(0, 1)[:, columns], self.weight, low[columns], high[columns], cells)
 
     @property
     def mode(self) -> Tensor:
@@ -147,3 +163,10 @@ class SamplePosterior(Posterior):
         if self._log_density is None:
             raise InputError("the density of this posterior is not known: it has draws only.")
         return self._log_density(value)
+
+
+def _box(low: Tensor, high: Tensor) -> constraints.Constraint:
+    """The support between these ends (D,)."""
+    if bool(low.isinf().all() and high.isinf().all()):
+        return constraints.real_vector
+    return constraints.independent(constraints.interval(low, high), 1)

@@ -6,7 +6,8 @@ from measures import z_of_mean
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from sbi_core import Parameter, UniformPrior
-from sbi_core.inference.grid import FINE, GridPosterior, grid_posterior, resolution
+from sbi_core.inference.cells import FINE, grid_posterior, resolution
+from sbi_core.inference.grid import GridPosterior
 from sbi_core.seeding import seeded
 
 AXES = (Parameter("a", -3, 5), Parameter("b", 0, 10))
