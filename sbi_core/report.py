@@ -14,6 +14,7 @@ from typing import Any
 import sbi_core
 from sbi_core import plots
 from sbi_core.results import Results
+from sbi_core.simulator import Simulator
 
 CITATION = (
     "Method: Brehmer, Louppe, Pavez and Cranmer, “Mining gold from implicit models to improve likelihood-free "
@@ -122,7 +123,7 @@ def _unchecked(results: Results) -> Iterator[str]:
 
 def _world(results: Results) -> Iterator[str]:
     world, data = results.simulator, results.data
-    if world is None or data is None or type(world).draw is plots.Simulator.draw:
+    if world is None or data is None or type(world).draw is Simulator.draw:
         return
     doc = (type(world).__doc__ or world.name).strip().splitlines()[0]
     figure = _figure(partial(plots.board, world, data), f"Sampled simulations. {doc}", (8.4, 5.4))

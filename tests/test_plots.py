@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sbi_core import Parameter, Simulations, check_gold, infer, plots, simulate
+from sbi_core import InputError, Parameter, Simulations, check_gold, infer, plots, simulate
 from sbi_core.inference import GridPosterior
 from sbi_core.report import write_report
 from sbi_core.results import LogRatios, Results, compare_log_ratios, total_variation
@@ -129,6 +129,40 @@ def test_posterior_2d(axes: Axes) -> None:
         assert float(torch.trapezoid(density, across)) == pytest.approx(1, abs=0.01)
         variance = torch.trapezoid(density * (across - posterior.mean[k]) ** 2, across)
         assert float(variance.sqrt()) == pytest.approx(float(spread), rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def both() -> dict[str, Any]:
+    """The same posterior of three parameters on a grid and by draws."""
+    world = LinearGaussian(matrix=[[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
+    x_obs = torch.tensor([1.0, 2.0, 0.5])
+    return {name: infer(world, world.prior, x_obs, method=name, seed=1) for name in ("grid", "hmc")}
+
+
+def test_corner(both: dict[str, Any]) -> None:
+    truth = torch.tensor([1.0, 1.0, 0.2])
+    panels = plots.corner(both, truth=truth, axes=Figure().subplots(3, 3))
+    assert [label.get_text() for label in panels[0, 2].get_legend().get_texts()][1:] == ["hmc", "truth"]
+    assert [panel.axison for panel in panels[0]] == [True, False, False]
+    assert [panels[2, k].get_xlabel() for k in range(3)] == [p.label for p in both["grid"].parameters]
+    assert panels[1, 1].get_xlabel() == panels[2, 1].get_ylabel() == ""
+    for k in range(3):
+        filled, line = panels[k, k].lines[:2]
+        grid, draws = (float(np.trapezoid(at.get_ydata() * at.get_xdata(), at.get_xdata())) for at in (filled, line))
+        assert grid == pytest.approx(draws, abs=0.1 * float(both["grid"].stddev[k]))
+        assert grid == pytest.approx(float(both["grid"].mean[k]), abs=0.02 * float(both["grid"].stddev[k]))
+
+
+def test_corner_of_some(both: dict[str, Any]) -> None:
+    names = [both["grid"].parameters[k].name for k in (2, 0)]
+    panels = plots.corner(both, names=names, axes=Figure().subplots(2, 2))
+    assert panels[1, 0].get_xlabel() == both["grid"].parameters[2].label
+    alone = plots.corner(both, names=names[:1], axes=Figure().add_subplot())
+    assert alone[0, 0].get_legend() is not None
+    with pytest.raises(InputError, match=r"axes has shape \(2, 2\), expected \(3, 3\)"):
+        plots.corner(both, axes=Figure().subplots(2, 2))
+    with pytest.raises(InputError, match="theta_9"):
+        plots.corner(both, names=["theta_9"])
 
 
 def test_observation(axes: Axes) -> None:

@@ -10,9 +10,9 @@ REACH = 4.0
 def smoothed(draws: Tensor, weight: Tensor, low: Tensor, high: Tensor, cells: int) -> tuple[list[Tensor], Tensor]:
     """Kernel estimate of the density of weighted draws, on a grid, reflected where the parameter has an end.
 
-    The kernel is normal, its width by Scott's rule for n effective draws in d dimensions, sd * n^(-1 / (d + 4)), with
-    the smaller of the standard deviation and the interquartile range / 1.35. It flattens narrow peaks: this is for
-    pictures, numbers are read from the draws.
+    The kernel is normal, its width by Scott's rule for n effective draws in d dimensions, sd * n^(-1 / (d + 4)), sd
+    not above what a normal density would have whose densest quarter is as wide, so that separated modes stay separate.
+    It flattens narrow peaks all the same: this is for pictures, numbers are read from the draws.
 
     Args:
         draws: (S, d).
@@ -46,11 +46,11 @@ def smoothed(draws: Tensor, weight: Tensor, low: Tensor, high: Tensor, cells: in
 
 
 def _spread(draws: Tensor, weight: Tensor) -> Tensor:
-    """The smaller of standard deviation and interquartile range / 1.35, (d,), never zero."""
+    """The smaller of the standard deviation and the shortest interval with a quarter of the draws / 0.637, (d,)."""
     sd = (weight @ (draws - weight @ draws).square()).sqrt()
-    ordered, order = draws.sort(0)
-    below = weight[order].cumsum(0)
-    quartile = [ordered.gather(0, (below < q).sum(0, keepdim=True).clamp(max=len(draws) - 1))[0] for q in (0.25, 0.75)]
-    iqr = (quartile[1] - quartile[0]) / 1.35
-    found = torch.where(iqr > 0, torch.minimum(sd, iqr), sd)
+    ordered, order = draws.T.contiguous().sort(1)
+    below = weight[order].cumsum(1)
+    until = torch.searchsorted(below, below + 0.25).clamp(max=len(draws) - 1)
+    width = torch.where(below + 0.25 <= 1, ordered.gather(1, until) - ordered, torch.inf).amin(1)
+    found = torch.where(width > 0, torch.minimum(sd, width / 0.637), sd)
     return found.clamp(min=1e-12 * draws.abs().amax(0).clamp(min=1.0))

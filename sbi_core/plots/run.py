@@ -1,71 +1,28 @@
-"""Pictures of a run. Every function draws on `axes` (new ones if none are given) and returns them."""
+"""Pictures of a run: what was simulated, checked, learned and observed."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_core.parameters import Parameter
-from sbi_core.results import LEVEL, LogRatios, compare_log_ratios
+from sbi_core.plots.style import BLUE, GREY, ORANGE, VERMILION, blues, on
+from sbi_core.results import LogRatios, compare_log_ratios
 from sbi_core.simulator import Simulator
-
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#8a8f98"
-"""Colours that people with any colour vision can tell apart (Okabe & Ito)."""
-
-STYLE = {
-    "figure.figsize": (5.2, 3.7),
-    "figure.dpi": 110,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
-    "font.size": 10.5,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.prop_cycle": f"cycler('color', {[BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY]})",
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "mathtext.fontset": "dejavusans",
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Set the report's style for a block of code."""
-    import matplotlib
-
-    settings = STYLE | {"axes.prop_cycle": matplotlib.rcsetup.validate_cycler(STYLE["axes.prop_cycle"])}
-    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
-        yield
-
-
-def _axes(axes: Any) -> Any:
-    if axes is not None:
-        return axes
-    import matplotlib.pyplot as plt
-
-    with style():
-        return plt.subplots()[1]
 
 
 def board(simulator: Simulator, simulations: Any, *, axes: Any = None) -> Any:
     """Draw some simulations in the simulator's own way."""
-    axes = _axes(axes)
+    axes = on(axes)
     simulator.draw(axes, simulations)
     return axes
 
 
 def training_curves(history: Mapping[str, Sequence[float]], *, best_epoch: int | None = None, axes: Any = None) -> Any:
     """Draw training and held-out loss against the epoch, and the epoch whose weights were kept."""
-    axes = _axes(axes)
+    axes = on(axes)
     epochs = list(history["epoch"])
     axes.plot(epochs, history["training"], color=GREY, lw=1.3, label="training")
     if any(map(math.isfinite, history["validation"])):
@@ -92,7 +49,7 @@ def gold_scores(tests: Sequence[Any], *, false_alarm: float = 1e-4, axes: Any = 
     """
     from statistics import NormalDist
 
-    axes = _axes(axes)
+    axes = on(axes)
     rows = [test if isinstance(test, Mapping) else vars(test) for test in tests]
     bound = NormalDist().inv_cdf(1 - false_alarm / (2 * max(len(rows), 1)))
     end = 1.6 * bound
@@ -124,7 +81,7 @@ def learned_against_exact(
 
 def log_ratios(ratios: LogRatios, *, axes: Any = None) -> Any:
     """Draw learned (and joint) log ratios against the exact ones; where nothing is exact, joint against learned."""
-    axes = _axes(axes)
+    axes = on(axes)
     if ratios.exact is None and ratios.joint is None:
         raise ValueError("neither exact nor joint log ratios are known; there is nothing to draw.")
     across = (ratios.exact if ratios.exact is not None else ratios.learned).numpy()
@@ -137,9 +94,7 @@ def log_ratios(ratios: LogRatios, *, axes: Any = None) -> Any:
         learned = ratios.learned.numpy()
         colour = _density(across, learned)
         order = np.argsort(colour)
-        axes.scatter(
-            across[order], learned[order], s=8, c=colour[order], cmap=_blues(), lw=0, zorder=3, rasterized=True
-        )
+        axes.scatter(across[order], learned[order], s=8, c=colour[order], cmap=blues(), lw=0, zorder=3, rasterized=True)
         axes.scatter([], [], s=16, color=BLUE, lw=0, label=r"learned: $f(\theta, x) - f(\theta', x)$")
         text = f"rms error {ratios.rms:.3f}\nof {ratios.spread:.2f} nats"
         axes.text(0.97, 0.05, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=10)
@@ -150,67 +105,12 @@ def log_ratios(ratios: LogRatios, *, axes: Any = None) -> Any:
     return axes
 
 
-def posterior_1d(posteriors: Mapping[str, Any], parameter: int = 0, *, axes: Any = None) -> Any:
-    """Draw the densities of one parameter: the first posterior filled, with its interval, the others as lines.
-
-    Args:
-        posteriors: label -> grid posterior.
-        parameter: which axis of theta (D,).
-        axes: where to draw.
-    """
-    axes = _axes(axes)
-    colours = [BLUE, "black", GREEN, PURPLE]
-    near = []
-    for number, (label, posterior) in enumerate(posteriors.items()):
-        theta, density = _marginal(posterior, parameter)
-        colour = colours[number % len(colours)]
-        if number == 0:
-            low, high = (float(end[parameter]) for end in posterior.credible_interval(LEVEL))
-            inside = (theta >= low) & (theta <= high)
-            axes.fill_between(
-                theta, density, where=inside, color=colour, alpha=0.25, lw=0, label=f"{LEVEL:.0%} interval"
-            )
-        axes.plot(theta, density, color=colour, label=label, ls="-" if number == 0 else (0, (4, 2)), zorder=3 + number)
-        mean, sd = float(posterior.mean[parameter]), float(posterior.stddev[parameter])
-        near += [max(mean - 5 * sd, float(theta[0])), min(mean + 5 * sd, float(theta[-1]))]
-    axes.set(xlim=(min(near), max(near)), xlabel=_label(next(iter(posteriors.values())), parameter))
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("posterior density")
-    axes.legend(loc="best")
-    return axes
-
-
-def posterior_2d(posteriors: Mapping[str, Any], *, axes: Any = None) -> Any:
-    """Draw the regions of highest density (68% and 95%): the first posterior filled, the others as lines."""
-    axes = _axes(axes)
-    colours = ["black", GREEN, PURPLE]
-    for number, (label, posterior) in enumerate(posteriors.items()):
-        points, log_density = posterior.grid()
-        density = log_density.exp().numpy()
-        levels = [_threshold(density, level) for level in (0.954, LEVEL)]
-        grid = (points[0].numpy(), points[1].numpy(), density.T)
-        if number == 0:
-            axes.contourf(*grid, levels=[*levels, density.max() * 1.001], colors=["#9ecae1", BLUE], alpha=0.75)
-            axes.fill_between([], [], color=BLUE, alpha=0.75, label=f"{label}: {LEVEL:.0%} and 95%")
-            axes.plot(*(float(m) for m in posterior.mean), "+", color="white", ms=9, mew=1.6)
-        else:
-            axes.contour(*grid, levels=levels, colors=colours[number - 1], linewidths=1.3, linestyles="dashed")
-            axes.plot([], [], color=colours[number - 1], lw=1.3, ls="--", label=label)
-    first = next(iter(posteriors.values()))
-    sides = [(float(first.mean[k]), 4.5 * float(first.stddev[k])) for k in (0, 1)]
-    ends = [(float(axis[0]), float(axis[-1])) for axis in first.grid()[0]]
-    limits = [(max(m - s, low), min(m + s, high)) for (m, s), (low, high) in zip(sides, ends, strict=True)]
-    axes.set(xlim=limits[0], ylim=limits[1], xlabel=_label(first, 0), ylabel=_label(first, 1))
-    axes.legend(loc="best")
-    return axes
-
-
 def observation(x_obs: Tensor, simulator: Simulator, posterior: Any, *, draws: int = 400, axes: Any = None) -> Any:
     """Draw the counts of observed class labels x_obs (n, 1) over the exact posterior predictive, with its 68% band.
 
     The predictive probability of a label is its exact probability averaged over `draws` values of theta (draws, D).
     """
-    axes = _axes(axes)
+    axes = on(axes)
     categories = simulator.categories or int(x_obs.max()) + 1
     counts = torch.bincount(x_obs.flatten().long(), minlength=categories).numpy()
     theta = posterior.sample(torch.Size([draws]))
@@ -231,36 +131,8 @@ def observation(x_obs: Tensor, simulator: Simulator, posterior: Any, *, draws: i
     return axes
 
 
-def _marginal(posterior: Any, parameter: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cell centres and density of one parameter, (K,) each."""
-    points, log_density = posterior.grid()
-    density = log_density.exp()
-    for axis in reversed(range(len(points))):
-        if axis != parameter:
-            density = density.sum(axis) * float(points[axis][1] - points[axis][0])
-    return points[parameter].numpy(), density.numpy()
-
-
-def _threshold(density: np.ndarray, level: float) -> float:
-    """The density above which `level` of the probability lies."""
-    ordered = np.sort(density.ravel())[::-1]
-    mass = np.cumsum(ordered)
-    return float(ordered[min(np.searchsorted(mass, level * mass[-1]), len(ordered) - 1)])
-
-
 def _density(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How crowded each point's neighbourhood is, on a logarithmic scale."""
     counts, *edges = np.histogram2d(x, y, bins=40)
     cells = [np.clip(np.digitize(v, edge) - 1, 0, 39) for v, edge in zip((x, y), edges, strict=True)]
     return np.asarray(np.log1p(counts[cells[0], cells[1]]))
-
-
-def _blues() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("blues", ["#86c5ea", BLUE, "#00304d"])
-
-
-def _label(posterior: Any, k: int) -> str:
-    parameters: tuple[Parameter, ...] = posterior.parameters
-    return parameters[k].label

@@ -1,0 +1,25 @@
+"""Pictures, with matplotlib. Every function draws on `axes` (new ones if none are given) and returns them."""
+
+from sbi_core.plots.posteriors import corner, posterior_1d, posterior_2d
+from sbi_core.plots.run import board, gold_scores, learned_against_exact, log_ratios, observation, training_curves
+from sbi_core.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, VERMILION, style
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "STYLE",
+    "VERMILION",
+    "board",
+    "corner",
+    "gold_scores",
+    "learned_against_exact",
+    "log_ratios",
+    "observation",
+    "posterior_1d",
+    "posterior_2d",
+    "style",
+    "training_curves",
+]
