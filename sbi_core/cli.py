@@ -25,7 +25,6 @@ from sbi_core.estimators import Estimator
 from sbi_core.estimators.batches import MIN_ROWS
 from sbi_core.estimators.losses import check_head
 from sbi_core.events import Events
-from sbi_core.inference.infer import AUTO
 from sbi_core.observation import check_event, read_observation
 from sbi_core.priors import check_prior
 from sbi_core.run_folder import read_record, recall
@@ -172,11 +171,6 @@ def _observed(plain: Mapping[str, Any], simulator: Simulator | None) -> Tensor |
     x_obs = read_observation(plain["x_obs"], _supplied())
     if simulator is None:
         return x_obs
-    if len(simulator.parameters) > AUTO:
-        raise InputError(
-            f"simulator {simulator.name} has {len(simulator.parameters)} parameters, and posteriors are made of at "
-            f"most {AUTO}. Train only, with x_obs=null."
-        )
     if simulator.x_shape is None:
         return x_obs
     return check_event(x_obs, simulator.x_shape, iid=plain["iid"], categories=simulator.categories)

@@ -69,7 +69,8 @@ def recall(
     Raises:
         InputError: naming the key, if the request asks for something else than what was learned.
     """
-    merged = {**settings, **{key: asked.get(key) for key in MANNER}}
+    new = {key: asked[key] for key in OBSERVED if key in asked}  # that an older version did not have
+    merged = {**new, **settings, **{key: asked.get(key) for key in MANNER}}
     for key in sorted(given):
         root = "name" if key == "study" else key.split(".")[0]
         if root in OBSERVED:

@@ -15,7 +15,7 @@ GROUPS = ("simulator", "estimator", "loss", "prior")
 EMBEDDING = "estimator.embedding"
 """An option of estimators that may name a class too: a user's own network."""
 
-OBSERVED = ("x_obs", "iid")
+OBSERVED = ("x_obs", "iid", "inference")
 """Settings that may change in a run folder that exists: what is inferred from."""
 
 MANNER = ("workers", "device", "progress", "run_dir")
@@ -30,6 +30,12 @@ def _whole(least: int, *, or_null: bool = False) -> Rule:
 
     return fits, f"a whole number, at least {least}{' (or null)' if or_null else ''}"
 
+
+INFERENCE = ("auto", "grid", "hmc", "importance", "direct")
+"""Methods of `infer`."""
+
+SECTIONS = ("training", "inference")
+"""Settings that hold others."""
 
 _FLAG: Rule = (lambda value: isinstance(value, bool), "true or false")
 _TEXT: Rule = (lambda value: isinstance(value, str) and bool(value.strip()), "a name")
@@ -69,13 +75,20 @@ RULES: dict[str, Rule] = {
         lambda value: value is None or (type(value) in (int, float) and 0 <= value < math.inf),
         "a number, at least 0 (or null)",
     ),
+    "inference.method": (lambda value: value in INFERENCE, f"one of {', '.join(INFERENCE)}"),
+    "inference.n": _whole(1, or_null=True),
+    "inference.chains": _whole(1),
+    "inference.time_limit": (
+        lambda value: type(value) in (int, float) and 0 < value < math.inf,
+        "a positive number of seconds",
+    ),
     "training.invalid": (lambda value: value in ("error", "drop"), "error or drop"),
 }
 
 
 def check_key(key: str, *, groups: Iterable[str] = (*GROUPS, "study")) -> None:
     """Raise `InputError`, naming near matches, unless there is such a key; options of a group are not looked at."""
-    known = {*RULES, *groups, "training"}
+    known = {*RULES, *groups, *SECTIONS}
     if key not in known and key.split(".")[0] not in GROUPS:
         close = get_close_matches(key, known, n=3, cutoff=0.6)
         guess = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(sorted(known))}."
@@ -84,11 +97,13 @@ def check_key(key: str, *, groups: Iterable[str] = (*GROUPS, "study")) -> None:
 
 def check_settings(config: Mapping[str, Any]) -> None:
     """Raise `InputError` unless every key of a resolved configuration is known and holds what it should."""
-    flat = {key: value for key, value in config.items() if key != "training"}
-    training = config.get("training", {})
-    if not isinstance(training, Mapping):
-        raise InputError(f"training = {training!r}: expected keys such as training.max_epochs.")
-    flat |= {f"training.{key}": value for key, value in training.items()}
+    flat = {key: value for key, value in config.items() if key not in SECTIONS}
+    for section in SECTIONS:
+        inner = config.get(section, {})
+        if not isinstance(inner, Mapping):
+            example = next(rule for rule in RULES if rule.startswith(section))
+            raise InputError(f"{section} = {inner!r}: expected keys such as {example}.")
+        flat |= {f"{section}.{key}": value for key, value in inner.items()}
     for key, value in flat.items():
         check_key(key)
         fits, expected = RULES.get(key, (lambda _: True, ""))

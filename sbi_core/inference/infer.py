@@ -48,7 +48,8 @@ def infer(
     | "grid" | at most 3 | the density on cells, exactly normalised |
     | "hmc" | any | Hamiltonian chains from a tempered population, until R-hat is at most 1.01 |
     | "importance" | any, best below 10 | independent draws of a mixture fitted to such a population, weighted |
-    | "auto" | | "grid" for up to 2 parameters, else "hmc" |
+    | "direct" | any | draws of a posterior flow, weighted if it was trained on another prior; one observation |
+    | "auto" | | "grid" for up to 2 parameters; beyond, "direct" where that serves, else "hmc" |
 
     Args:
         estimator: anything with `log_likelihood` and `observe`: a trained estimator, or a simulator that knows its
@@ -91,10 +92,11 @@ def infer(
     }
     axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or estimator.parameters
     _check_prior(prior, axes)
-    method = _method(method, len(axes))
     if of is not None:
         positions(of, axes)
+    _check_method(method, len(axes))
     observed = Observed(estimator, x_obs, **asked)
+    method = _chosen(method, len(axes), estimator, observed)
     seed = fresh_seed() if seed is None else seed
     posterior: Posterior
     with seeded(seed), one_thread():
@@ -102,8 +104,8 @@ def infer(
             posterior = _on_a_grid(axes, prior, observed, batch)
         else:
             target = Target(prior, observed, observed.rows, observed.at_once)
-            many = {"chains": chains} if method == "hmc" else {}
-            drawn = METHODS[method](target, n=n, time_limit=time_limit, **many)
+            own: dict[str, Any] = {"hmc": {"chains": chains}, "direct": {"draw": observed.direct}}
+            drawn = METHODS[method](target, n=n, time_limit=time_limit, **own.get(method, {}))
             posterior = _of_draws(axes, prior, observed, drawn, batch)
     posterior.flags = (*posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
     posterior = posterior if of is None else posterior.marginal(of)
@@ -140,13 +142,23 @@ def _check_prior(prior: Distribution, axes: Sequence[Parameter]) -> None:
         raise InputError(f"parameters {whole} take whole numbers only; posteriors of real ones are served.")
 
 
-def _method(method: str, dims: int) -> str:
+def _check_method(method: str, dims: int) -> None:
     known = ("auto", "grid", *METHODS)
     if method not in known:
         raise InputError(f"method = {method!r} is unknown: {nearest(method, known)}")
     if method == "grid" and dims not in COARSE:
         raise InputError(f"theta has {dims} parameters; a grid serves at most {max(COARSE)}. Use method='hmc'.")
-    return ("grid" if dims <= AUTO else "hmc") if method == "auto" else method
+
+
+def _chosen(method: str, dims: int, estimator: Any, observed: Observed) -> str:
+    if method == "direct" and not observed.is_direct:
+        raise InputError(
+            f"method = 'direct' needs a posterior flow and a single observation at a time; {type(estimator).__name__} "
+            "with this x_obs is not that. Use method='hmc'."
+        )
+    if method != "auto":
+        return method
+    return "grid" if dims <= AUTO else "direct" if observed.is_direct else "hmc"
 
 
 def _on_a_grid(axes: tuple[Parameter, ...], prior: Distribution, observed: Observed, batch: bool) -> GridPosterior:

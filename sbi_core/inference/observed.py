@@ -64,6 +64,7 @@ class Observed:
         options = {} if count is None else {"n_events": count[:, None] if iid else count[:, None, None]}
         with torch.no_grad():
             self._look = estimator.observe(x, settings, **options)
+        self._flow = None if iid or not hasattr(estimator, "log_posterior") else (estimator, x, settings, options)
         self._weight = torch.ones(x.shape[2]).double() if weight is None else weight.double()
 
     @property
@@ -77,6 +78,20 @@ class Observed:
         for columns, measured in self._constraints:
             value = value + measured.log_prob(theta[..., columns])
         return value
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the estimator is a posterior flow that answers this observation by itself."""
+        return self._flow is not None
+
+    @torch.no_grad()
+    def direct(self, n: int) -> tuple[Tensor, Tensor]:
+        """Draws of the estimator's own posterior q, theta (R, n, D), and log q there, nats (R, n)."""
+        assert self._flow is not None
+        flow, x, settings, options = self._flow
+        theta: Tensor = flow.sample(x, n, settings, **options).reshape(self.rows, n, len(self.axes))
+        density: Tensor = flow.log_posterior(theta[:, :, None], x, settings, **options)
+        return theta, density[..., 0].double()
 
     @torch.no_grad()
     def log_likelihood(self, theta: Tensor) -> Tensor:

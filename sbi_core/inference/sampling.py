@@ -16,6 +16,10 @@ FIRST = 100
 """Draws of each chain before its convergence is looked at for the first time."""
 
 
+ROUNDING = 1e-4
+"""Nats by which the weights of draws may differ and count as equal: what single precision leaves."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What a method found.
@@ -103,13 +107,32 @@ def importance(target: Target, *, n: int | None, time_limit: float) -> Drawn:
     n = n or 10_000
     points, _ = temper(target, PARTICLES, time.monotonic() + time_limit)
     u, log_weight = _log_weight(target, Mixture(points.u), n)
-    weight = torch.softmax(log_weight, 1)
-    effective = 1 / weight.square().sum(1)
-    least = float(effective.min())
+    return _weighted(target.theta(u), log_weight, "importance sampling")
+
+
+def direct(target: Target, *, n: int | None, time_limit: float, draw: Callable[[int], tuple[Tensor, Tensor]]) -> Drawn:
+    """Draws of a posterior flow q, each counting prior * likelihood / q: the same if it was trained on this prior.
+
+    Args:
+        target: prior times likelihood, of which the flow's share is q / its proposal.
+        n: draws, by default 10,000.
+        time_limit: not needed; nothing here is repeated until it fits.
+        draw: n -> theta (R, n, D) of q and log q there, nats (R, n).
+    """
+    theta, log_q = draw(n or 10_000)
+    log_weight = (target.log_density(theta) - log_q).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    return _weighted(theta, log_weight, "direct draws")
+
+
+def _weighted(theta: Tensor, log_weight: Tensor, name: str) -> Drawn:
+    """Draws theta (R, n, D) with weights, nats (R, n), and how many of them are effective."""
+    n = theta.shape[1]
+    least = float(1 / torch.softmax(log_weight, 1).square().sum(1).max())
     said = f"{least:.0f} of {n} draws are effective"
-    flags = [] if least >= ENOUGH else [f"importance sampling: only {said}"]
-    theta = target.theta(u).permute(1, 0, 2)[None]
-    return Drawn(theta, log_weight.T[None], _log_mean(log_weight), {"importance sampling": said}, flags)
+    flags = [] if least >= ENOUGH else [f"{name}: only {said}"]
+    equal = float((log_weight.amax(1) - log_weight.amin(1)).max()) < ROUNDING
+    kept = None if equal else log_weight.T[None]
+    return Drawn(theta.transpose(0, 1)[None], kept, _log_mean(log_weight), {name: said}, flags)
 
 
-METHODS: dict[str, Callable[..., Drawn]] = {"hmc": chains, "importance": importance}
+METHODS: dict[str, Callable[..., Drawn]] = {"hmc": chains, "importance": importance, "direct": direct}

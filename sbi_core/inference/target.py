@@ -63,6 +63,12 @@ class Target:
         found: Tensor = self._bijection(u)
         return found
 
+    @torch.no_grad()
+    def log_density(self, theta: Tensor) -> Tensor:
+        """log prior + log L, nats (R, G), at theta (R, G, D)."""
+        parts = [self.prior.log_prob(part) + self._log_likelihood(part) for part in theta.split(self.at_once, 1)]
+        return torch.cat(parts, 1)
+
     def draw(self, n: int) -> Tensor:
         """n draws of the prior for each problem, as u (R, n, D), from torch's global random state."""
         theta = self.prior.sample(torch.Size([self.rows, n])).double()
