@@ -25,6 +25,9 @@ CITATION = (
 MEANING = {"coverage": " (whether intervals hold the truth as often as they say; it takes many simulated observations)"}
 """What would have been checked, where the name of the check does not say it."""
 
+ALARMS = ("NOT", "contradicts", "DISAGREE", "FAILED", "too few draws", "too coarse")
+"""Words of a verdict that say something is wrong."""
+
 STYLE = """
 :root { --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --blue: #0072B2; --good: #00694c; --bad: #b34700; }
 * { box-sizing: border-box; }
@@ -36,7 +39,7 @@ header p { margin: .35rem 0 0; color: var(--soft); }
 h1 { font-size: 1rem; letter-spacing: .04em; color: var(--soft); margin: 0 0 .5rem; font-weight: 600; }
 .result { font-size: 1.75rem; line-height: 1.3; font-weight: 650; color: var(--ink); margin: 0; }
 section { background: #fff; border-radius: 8px; padding: 1.3rem 1.8rem 1.5rem; margin-top: 1.1rem; }
-h2 { font-size: 1.2rem; margin: 0 0 .6rem; }
+h2 { font-size: 1.2rem; margin: 0 0 .6rem; } h2:not(:first-child) { margin-top: 1.4rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 1.2rem; align-items: start; }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
 .single { max-width: 44rem; margin: 0 auto; }
@@ -92,9 +95,14 @@ def _posterior(results: Results) -> Iterator[str]:
     if results.posterior is None:
         return
     shown = {"learned": results.posterior} | ({"exact": results.exact} if results.exact is not None else {})
-    figures = []
-    if len(results.parameters) == 2:
+    figures, count = [], len(results.parameters)
+    if count == 2:
         figures.append(_figure(partial(plots.posterior_2d, shown), "Regions of highest density."))
+    if count > 2:
+        caption = "Every parameter, and the regions of highest density (68% and 95%) of every pair."
+        size = 1.2 + (1.9 if count < 6 else 1.4) * count
+        yield _section("Posterior", _figure(partial(plots.corner, shown), caption, (size, size), panels=count))
+        return
     beside = ", and the posterior of the exact likelihood beside it." if results.exact is not None else "."
     for k, axis in enumerate(results.parameters):
         figures.append(_figure(partial(plots.posterior_1d, shown, k), f"Posterior density of {axis.name}{beside}"))
@@ -109,7 +117,12 @@ def _numbers(results: Results) -> Iterator[str]:
     rows = [
         [escape(name), _number(n["value"], n["unit"]), _verdict(n["verdict"])] for name, n in results.numbers().items()
     ]
-    yield _section("Every number with its verdict", _table(["", "value:number", "verdict"], rows))
+    checks = {} if results.posterior is None else results.posterior.verdicts
+    text = _table(["", "value:number", "verdict"], rows)
+    if checks:
+        said = [[escape(name), _verdict(found)] for name, found in checks.items()]
+        text += f"<h2>How the posterior was checked</h2>{_table(['', 'verdict'], said)}"
+    yield _section("Every number with its verdict", text)
 
 
 def _unchecked(results: Results) -> Iterator[str]:
@@ -253,16 +266,16 @@ def _number(value: Any, unit: str = "", *, digits: int = 4) -> str:
 
 
 def _verdict(text: str) -> str:
-    kind = "soft" if "unchecked" in text else "bad" if "NOT" in text or "contradicts" in text else "good"
+    kind = "soft" if "unchecked" in text else "bad" if any(word in text for word in ALARMS) else "good"
     return f'<span class="{kind}">{_text(text)}</span>'
 
 
-def _figure(draw: Callable[..., Any], caption: str, size: tuple[float, float] | None = None) -> str:
-    """Draw on a new figure and return it as HTML."""
+def _figure(draw: Callable[..., Any], caption: str, size: tuple[float, float] | None = None, *, panels: int = 1) -> str:
+    """Draw on a new figure, of so many panels across and down, and return it as HTML."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)
-    draw(axes=figure.add_subplot())
+    draw(axes=figure.add_subplot() if panels == 1 else figure.subplots(panels, panels))
     content = io.BytesIO()
     figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     image = base64.b64encode(content.getvalue()).decode()

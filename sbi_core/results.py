@@ -12,8 +12,9 @@ from torch.distributions import Distribution
 
 from sbi_core.campaign import simulate
 from sbi_core.gold import joint_log_ratio
+from sbi_core.inference.grid import GridPosterior
 from sbi_core.parameters import Parameter
-from sbi_core.seeding import torch_generator
+from sbi_core.seeding import seeded, torch_generator
 from sbi_core.simulations import Simulations
 from sbi_core.simulator import Simulator
 
@@ -107,11 +108,19 @@ def cell_volume(points: Sequence[Tensor]) -> float:
 
 
 def total_variation(posterior: Any, other: Any) -> float:
-    """1 - integral of min(p, q), in [0, 1], on the grid of the second of two grid posteriors."""
-    points, log_density = other.grid()
-    theta = torch.stack(torch.meshgrid(*points, indexing="ij"), -1)
-    shared = torch.minimum(posterior.log_prob(theta), log_density).exp().sum() * cell_volume(points)
-    return min(max(1.0 - float(shared), 0.0), 1.0)
+    """1 - integral of min(p, q), in [0, 1]: on the grid of the other posterior, or over 5000 of its draws.
+
+    By draws it is the mean of max(0, 1 - p / q), with an error of about 1 / (2 * 5000^(1/2)) = 0.007.
+    """
+    if isinstance(other, GridPosterior):
+        points, log_density = other.grid()
+        theta = torch.stack(torch.meshgrid(*points, indexing="ij"), -1)
+        shared = torch.minimum(posterior.log_prob(theta), log_density).exp().sum() * cell_volume(points)
+        return min(max(1.0 - float(shared), 0.0), 1.0)
+    with seeded(0), torch.no_grad():
+        theta = other.sample(torch.Size([5000]))
+        log_ratio = posterior.log_prob(theta) - other.log_prob(theta)
+    return float((1 - log_ratio.exp()).clamp(min=0).mean())
 
 
 @dataclass(frozen=True)

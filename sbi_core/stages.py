@@ -19,7 +19,7 @@ from torch.nn import Module
 from sbi_core.campaign import simulate
 from sbi_core.errors import InputError, MissingGold, StoreError
 from sbi_core.gold_check import check_gold
-from sbi_core.inference import infer
+from sbi_core.inference import GridPosterior, infer
 from sbi_core.observation import check_event, inside, pad_events, x_range
 from sbi_core.parameters import Parameter
 from sbi_core.priors import describe, restore
@@ -259,25 +259,34 @@ def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution, x
     rows = x_obs if iid else x_obs[None]
     if runs:
         rows = pad_events(rows, estimator.x_shape, leading=1)[0]
-    posterior: Any = infer(estimator, prior, x_obs, iid=iid, method="grid")
+    options = {"iid": iid, "seed": job.seed, **job.plain["inference"]}
+    posterior: Any = infer(estimator, prior, x_obs, **options)
     found = inside(rows, (results.training or {}).get("x_range"))
     posterior.verdicts = {**posterior.verdicts, RANGE: found}
-    exact = infer(world, prior, x_obs, iid=iid) if world is not None and world.is_exact else None
-    with seeded(job.seed):
-        samples = posterior.sample(torch.Size([SAMPLES]))
-    points, log_density = posterior.grid()
-    arrays = {
-        "samples": samples,
-        "parameters": [parameter.name for parameter in results.parameters],
-        "log_density": log_density,
-        "x_obs": x_obs,
-        **{f"grid_{p.name}": axis for p, axis in zip(results.parameters, points, strict=True)},
-    }
-    if exact is not None:
-        grid = torch.stack(torch.meshgrid(*points, indexing="ij"), -1)
-        arrays["exact_log_density"] = exact.log_prob(grid)
-    write_npz(job.folder / "posterior.npz", **arrays)
+    exact = _exactly(world, prior, x_obs, options) if world is not None and world.is_exact else None
+    write_npz(job.folder / "posterior.npz", x_obs=x_obs, **_arrays(posterior, exact, job.seed))
     return replace(results, posterior=posterior, exact=exact, x_obs=rows)
+
+
+def _exactly(world: Simulator, prior: Distribution, x_obs: Tensor, options: Mapping[str, Any]) -> Any:
+    """The posterior of the exact likelihood, which no flow of ours draws."""
+    method = "auto" if options["method"] == "direct" else options["method"]
+    return infer(world, prior, x_obs, **{**options, "method": method})
+
+
+def _arrays(posterior: Any, exact: Any, seed: int) -> dict[str, Any]:
+    """Draws of the posterior, and its density where it is known: on the grid, or at the draws."""
+    with seeded(seed):
+        samples = posterior.sample(torch.Size([SAMPLES]))
+    names = [parameter.name for parameter in posterior.parameters]
+    arrays: dict[str, Any] = {"samples": samples, "parameters": names}
+    at, known = samples, {"log_density": posterior, "exact_log_density": exact}
+    if isinstance(posterior, GridPosterior):
+        points, _ = posterior.grid()
+        at = torch.stack(torch.meshgrid(*points, indexing="ij"), -1)
+        arrays |= {f"grid_{name}": axis for name, axis in zip(names, points, strict=True)}
+    with torch.no_grad():
+        return arrays | {name: source.log_prob(at) for name, source in known.items() if source is not None}
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def test_contradictions_saboteur() -> None:
         (["loss=nle"], "needs a density of x, and RatioEstimator is none"),
         (["loss=npe", "estimator=likelihood", "data=missing.npz"], "needs a density of theta"),
         (["--config-dir=missing"], "no folder 'missing'"),
-        (["simulator=linear_gaussian", "simulator.dim=3", "x_obs=[1,2,3]"], "3 parameters"),
+        (["inference.method=hcm"], "inference.method = 'hcm': expected one of auto, grid"),
         (["simulator._target_=os.system"], "_target_ = os.system is refused: expected a subclass of Simulator"),
         (["estimator._target_=os.system"], "_target_ = os.system is refused"),
         (["prior._target_=subprocess.Popen"], "_target_ = subprocess.Popen is refused"),

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sbi_core import simulate
@@ -54,3 +55,24 @@ def test_wrong_gold_stops(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not Path("stopped/model").exists()
     assert main([*ask, "run_dir=forced", "gold_check=false"]) == 0
     assert json.loads(Path("forced/summary.json").read_text())["gold_check"] == "unchecked"
+
+
+def test_three_parameters_are_drawn_by_chains(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = ["simulator=linear_gaussian", "simulator.dim=3", "x_obs=[1.0, 0.5, -1.0]"]
+    few = ["inference.n=200", "inference.chains=4"]
+    assert main([*world, "run_dir=d", "seed=1", "n_simulations=500", "training.max_epochs=5", *few]) == 0
+    headline = capsys.readouterr().out
+    assert headline.count("68% interval") == headline.count("(exact:") == 3
+    summary = json.loads(Path("d/summary.json").read_text())
+    assert summary["checks"]["chains"].startswith("4 chains")
+    distance = summary["numbers"]["total variation to the exact posterior"]
+    assert 0 < distance["value"] < 0.5
+    with np.load("d/posterior.npz") as found:
+        assert found["samples"].shape == (10_000, 3)
+        off = found["log_density"] - found["exact_log_density"]
+    # the same number from what was written: over draws of the other of the two, so with twice the noise
+    assert np.clip(1 - np.exp(-off), 0, None).mean() == pytest.approx(distance["value"], abs=0.05)
+    assert main(["run_dir=d", "inference.method=importance"]) == 0
+    assert "importance sampling" in json.loads(Path("d/summary.json").read_text())["checks"]
+    assert main(["run_dir=d", "inference.method=gird"]) == 2
+    assert "inference.method = 'gird': expected one of auto, grid" in capsys.readouterr().err

@@ -11,11 +11,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributions import Normal, constraints
 
 from sbi_core import InputError, Parameter, Simulations, check_gold, infer, plots, simulate
-from sbi_core.inference import GridPosterior
+from sbi_core.inference import GridPosterior, SamplePosterior
 from sbi_core.report import write_report
 from sbi_core.results import LogRatios, Results, compare_log_ratios, total_variation
+from sbi_core.seeding import seeded
 from sbi_core.simulators import GaltonBoard, LinearGaussian
 
 BOARD = GaltonBoard()
@@ -70,6 +72,22 @@ def test_total_variation(distance: float) -> None:
     exact = math.erf(distance / 2 / math.sqrt(2))
     assert total_variation(gauss(0, 1), gauss(distance, 1)) == pytest.approx(exact, abs=1e-3)
     assert total_variation(gauss(0, 1, cells=700), gauss(distance, 1)) == pytest.approx(exact, abs=1e-2)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.5, 3.0])
+def test_total_variation_by_draws(distance: float) -> None:
+    def drawn(mean: float) -> SamplePosterior:
+        return SamplePosterior(
+            gauss(0, 1).parameters,
+            (mean + torch.randn(1, 20_000, 1)).double(),
+            support=constraints.real_vector,
+            log_density=lambda theta: Normal(mean, 1.0).log_prob(theta[..., 0]),
+            verdicts={},
+        )
+
+    with seeded(1):
+        found = total_variation(drawn(0.0), drawn(distance))
+    assert found == pytest.approx(math.erf(distance / 2 / math.sqrt(2)), abs=4 * 0.007)
 
 
 def test_log_ratios_are_compared(rows: Simulations) -> None:
@@ -237,6 +255,16 @@ def test_report(tmp_path: Path, rows: Simulations) -> None:
     assert [title for title in titles if f"<h2>{title}</h2>" not in html] == []
     assert re.search(r"close: \+0\.00 sd from the exact", html)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_report_of_three_parameters(tmp_path: Path, both: dict[str, Any]) -> None:
+    draws = both["hmc"]
+    results = Results("toy", draws.parameters, posterior=draws, exact=both["grid"])
+    html = write_report(tmp_path / "report.html", results).read_text()
+    assert html.count("<img") == 1 and "of every pair" in html
+    assert re.search(r'class="good">20 chains agree: R-hat 1\.0', html)
+    draws.verdicts = {**draws.verdicts, "chains": "20 chains DISAGREE: R-hat 1.3"}
+    assert 'class="bad">20 chains DISAGREE' in write_report(tmp_path / "report.html", results).read_text()
 
 
 @pytest.mark.parametrize(

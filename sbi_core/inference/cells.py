@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,7 +143,8 @@ def _width(edge: Tensor) -> Tensor:
 
 def _range(parameters: Sequence[Parameter], prior: Distribution) -> list[tuple[float, float]]:
     """The part of each axis where the prior lives: its support, or eight standard deviations about its mean."""
-    ends = bounds(prior.support, len(parameters))
+    support: Any = prior.support
+    ends = bounds(support, len(parameters))
     if not all(bool(end.isfinite().all()) for end in ends):
         near = [(prior.mean + sign * WIDE * prior.stddev).double() for sign in (-1, 1)]
         ends = torch.maximum(ends[0], near[0]), torch.minimum(ends[1], near[1])
