@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,8 @@ def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution, x
     posterior.verdicts = {**posterior.verdicts, RANGE: found}
     exact = _exactly(world, prior, x_obs, options) if world is not None and world.is_exact else None
     write_npz(job.folder / "posterior.npz", x_obs=x_obs, **_arrays(posterior, exact, job.seed))
+    if find_spec("xarray") and find_spec("h5netcdf"):  # an extra
+        posterior.to_netcdf(job.folder / "posterior.nc")
     return replace(results, posterior=posterior, exact=exact, x_obs=rows)
 
 

@@ -74,7 +74,15 @@ def balls(path: Path, slots: list[float]) -> Path:
 
 def test_run_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = {path.name for path in finished.iterdir()}
-    assert held >= {"simulations.zarr", "model", "posterior.npz", "summary.json", "report.html", "run.json"}
+    assert held >= {
+        "simulations.zarr",
+        "model",
+        "posterior.npz",
+        "posterior.nc",
+        "summary.json",
+        "report.html",
+        "run.json",
+    }
     assert [path.name for path in finished.parent.iterdir()] == ["run"]
     summary = json.loads((finished / "summary.json").read_text())
     assert all(number["verdict"] for number in summary["numbers"].values())

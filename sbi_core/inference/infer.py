@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_core.columns import to_column
 from sbi_core.errors import InputError, nearest
 from sbi_core.inference.cells import COARSE, COARSEST, grid_posterior, resolution
 from sbi_core.inference.grid import GridPosterior
@@ -109,7 +110,7 @@ def infer(
             posterior = _of_draws(axes, prior, observed, drawn, batch)
     posterior.flags = (*posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
     posterior = posterior if of is None else posterior.marginal(of)
-    posterior.seed = seed
+    posterior.seed, posterior.x_obs = seed, to_column("x_obs", x_obs)
     drawn_so: dict[str, Any] = {
         "of": of,
         "method": method,

@@ -1,6 +1,7 @@
 """What every posterior is: a distribution over theta that says what was checked."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ class Posterior(Distribution):
         verdicts: what was checked, and what came out; "unchecked" where nothing was.
         flags: what a careful reader should know, in sentences.
         members: the posteriors of an ensemble's members one by one: what training left open.
+        seed: of its draws.
+        x_obs: what it was inferred from.
+        has_density: whether `log_prob` is known.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (the base class declares it so)
@@ -27,6 +31,8 @@ class Posterior(Distribution):
     flags: Sequence[str]
     members: "Sequence[Posterior]" = ()
     seed: int | None = None
+    x_obs: Tensor | None = None
+    has_density = True
 
     def spread(self, read: Callable[["Posterior"], Tensor]) -> Tensor:
         """Standard deviation over an ensemble's members of whatever is read from their posteriors.
@@ -70,6 +76,26 @@ class Posterior(Distribution):
     def credible_interval(self, level: float = 0.683) -> tuple[Tensor, Tensor]:
         """Equal-tailed interval of each parameter: ends (*, D)."""
         raise NotImplementedError
+
+    def to_arviz(self) -> Any:
+        """The draws as ArviZ reads them: an `InferenceData` with ArviZ below 1, an `xarray.DataTree` from 1 on.
+
+        Raises:
+            InputError: without ArviZ and xarray, which come with `pip install 'sbi-core[arviz]'`.
+        """
+        from sbi_core.inference.export import to_arviz
+
+        return to_arviz(self)
+
+    def to_netcdf(self, path: str | Path) -> Path:
+        """Write the draws, their log density, x_obs, verdicts and flags to a netCDF file that every ArviZ reads.
+
+        Raises:
+            InputError: without xarray and h5netcdf, which come with `pip install 'sbi-core[arviz]'`.
+        """
+        from sbi_core.inference.export import to_netcdf
+
+        return to_netcdf(self, path)
 
     def summary(self, level: float = 0.683) -> dict[str, dict[str, Any]]:
         """Mean, standard deviation and equal-tailed interval of each parameter, by name (not for batches)."""

@@ -43,7 +43,9 @@ class SamplePosterior(Posterior):
         self.draws = draws
         self.verdicts = dict(verdicts)
         self.flags = tuple(flags)
+        self.log_weight = log_weight
         self._support, self._log_density = support, log_density
+        self.has_density = log_density is not None
         flat = draws.flatten(0, 1)  # (S, *, D)
         weight = torch.zeros(flat.shape[:-1]) if log_weight is None else log_weight.flatten(0, 1)
         self.weight = torch.softmax(weight.double(), 0)
@@ -76,7 +78,7 @@ class SamplePosterior(Posterior):
             [self.parameters[k] for k in kept],
             self.draws[..., kept],
             support=_box(*(end[kept] for end in bounds(self.support, len(self.parameters)))),
-            log_weight=self.weight.log().reshape(self.draws.shape[:-1]),
+            log_weight=self.log_weight,
             verdicts={**self.verdicts, "normalisation": "unchecked: the density of a marginal is not known"},
             flags=self.flags,
         )
