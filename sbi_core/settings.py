@@ -31,7 +31,7 @@ def _whole(least: int, *, or_null: bool = False) -> Rule:
     return fits, f"a whole number, at least {least}{' (or null)' if or_null else ''}"
 
 
-INFERENCE = ("auto", "grid", "hmc", "importance", "direct")
+INFERENCE = ("auto", "grid", "hmc", "nuts", "importance", "direct")
 """Methods of `infer`."""
 
 SECTIONS = ("training", "inference")
@@ -77,7 +77,7 @@ RULES: dict[str, Rule] = {
     ),
     "inference.method": (lambda value: value in INFERENCE, f"one of {', '.join(INFERENCE)}"),
     "inference.n": _whole(1, or_null=True),
-    "inference.chains": _whole(1),
+    "inference.chains": _whole(1, or_null=True),
     "inference.time_limit": (
         lambda value: type(value) in (int, float) and 0 < value < math.inf,
         "a positive number of seconds",

@@ -1,7 +1,7 @@
 """From a log likelihood and a prior to a posterior."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,18 @@ from sbi_core.columns import to_column
 from sbi_core.errors import InputError, nearest
 from sbi_core.inference.cells import COARSE, COARSEST, grid_posterior, resolution
 from sbi_core.inference.grid import GridPosterior
+from sbi_core.inference.nuts import nuts
 from sbi_core.inference.observed import Observed
 from sbi_core.inference.posterior import Posterior
 from sbi_core.inference.samples import SamplePosterior
-from sbi_core.inference.sampling import METHODS, Drawn
+from sbi_core.inference.sampling import Drawn, chains, direct, importance
 from sbi_core.inference.target import Target
 from sbi_core.parameters import Parameter, match, positions
 from sbi_core.priors import check_prior
 from sbi_core.seeding import fresh_seed, one_thread, seeded
+
+METHODS: dict[str, Callable[..., Drawn]] = {"hmc": chains, "nuts": nuts, "importance": importance, "direct": direct}
+"""Those that draw."""
 
 AUTO = 2
 """Parameters up to which the grid is chosen by itself."""
@@ -38,7 +42,7 @@ def infer(
     of: Sequence[str] | None = None,
     method: str = "auto",
     n: int | None = None,
-    chains: int = 20,
+    chains: int | None = None,
     seed: int | None = None,
     time_limit: float = 60.0,
 ) -> Posterior:
@@ -48,6 +52,7 @@ def infer(
     |---|---|---|
     | "grid" | at most 3 | the density on cells, exactly normalised |
     | "hmc" | any | Hamiltonian chains from a tempered population, until R-hat is at most 1.01 |
+    | "nuts" | any | chains of Pyro's NUTS, one after the other, as a second opinion; one observation |
     | "importance" | any, best below 10 | independent draws of a mixture fitted to such a population, weighted |
     | "direct" | any | draws of a posterior flow, weighted if it was trained on another prior; one observation |
     | "auto" | | "grid" for up to 2 parameters; beyond, "direct" where that serves, else "hmc" |
@@ -69,7 +74,7 @@ def infer(
         of: names of the parameters that the result is about; the others are integrated out.
         method: see above.
         n: draws, of each chain or in all; by default as many as the method needs.
-        chains: of "hmc"; of a single one nothing can be said about its convergence.
+        chains: of "hmc" (20 by default) and "nuts" (4); of a single one nothing can be said about its convergence.
         seed: of draws; `None` takes a fresh one. It is recorded as `posterior.seed`.
         time_limit: seconds. Chains that are stopped by it say so.
 
@@ -105,8 +110,8 @@ def infer(
             posterior = _on_a_grid(axes, prior, observed, batch)
         else:
             target = Target(prior, observed, observed.rows, observed.at_once)
-            own: dict[str, Any] = {"hmc": {"chains": chains}, "direct": {"draw": observed.direct}}
-            drawn = METHODS[method](target, n=n, time_limit=time_limit, **own.get(method, {}))
+            own: dict[str, Any] = {"importance": {}, "direct": {"draw": observed.direct}}
+            drawn = METHODS[method](target, n=n, time_limit=time_limit, **own.get(method, {"chains": chains}))
             posterior = _of_draws(axes, prior, observed, drawn, batch)
     posterior.flags = (*posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
     posterior = posterior if of is None else posterior.marginal(of)

@@ -148,11 +148,12 @@ class SamplePosterior(Posterior):
         return ends[0], ends[1]
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (torch's own signature)
-        """Draw (*sample_shape, *, D) of the draws, each as often as it counts."""
+        """Draw (*sample_shape, *, D) of the draws, each as often as it counts; unweighted ones once if they last."""
         flat, n = self.draws.flatten(0, 1), math.prod(sample_shape)
         batch = self.batch_shape
         weight = self.weight.reshape(len(flat), -1).T  # (B, S)
-        chosen = torch.multinomial(weight, max(n, 1), replacement=True)[:, :n].T  # (n, B)
+        again = self.log_weight is not None or n > len(flat)
+        chosen = torch.multinomial(weight, max(n, 1), replacement=again)[:, :n].T  # (n, B)
         found = flat.reshape(len(flat), -1, flat.shape[-1]).gather(0, chosen[..., None].expand(-1, -1, flat.shape[-1]))
         return found.reshape(*sample_shape, *batch, flat.shape[-1])
 

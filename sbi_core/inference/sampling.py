@@ -1,19 +1,19 @@
 """The sampling methods of `infer`: chains, importance sampling, and the direct draws of a posterior flow."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sbi_core.inference.convergence import ENOUGH, convergence
+from sbi_core.inference.convergence import ENOUGH, Convergence, convergence
 from sbi_core.inference.hamilton import PARTICLES, Kernel, advance, temper
 from sbi_core.inference.mixture import Mixture
 from sbi_core.inference.target import Points, Target
 
-FIRST = 100
-"""Draws of each chain before its convergence is looked at for the first time."""
+CHAINS, FIRST = 20, 100
+"""Chains of each problem, and draws of each before its convergence is looked at for the first time."""
 
 
 ROUNDING = 1e-4
@@ -39,34 +39,46 @@ class Drawn:
     flags: list[str] = field(default_factory=list)
 
 
-def chains(target: Target, *, chains: int, n: int | None, time_limit: float) -> Drawn:
+def chains(target: Target, *, chains: int | None, n: int | None, time_limit: float) -> Drawn:
     """Hamiltonian chains, as long as they need to agree.
 
     Args:
         target: what is sampled.
-        chains: of each problem; of one alone nothing can be said.
+        chains: of each problem, 20 by default; of one alone nothing can be said.
         n: draws of each chain; by default until R-hat is at most 1.01 and 400 draws are effective.
         time_limit: seconds; what was drawn by then is returned, and says so.
     """
-    until = time.monotonic() + time_limit
+    until, chains = time.monotonic() + time_limit, chains or CHAINS
     points, kernel = temper(target, max(PARTICLES, chains), until)
-    evidence = _evidence(target, kernel.mixture)
+    evidence = log_evidence(target, kernel.mixture)
     state = points.take(torch.rand(target.rows, points.u.shape[1]).argsort(1)[:, :chains])
     kept: list[Tensor] = []
     size, flags = FIRST if n is None else n, []
     while True:
         state, late = _advance(target, state, kernel, size - len(kept), kept, until)
         draws = torch.stack(kept).permute(2, 0, 1, 3)  # (C, N, R, D)
-        found = convergence(draws) if chains > 1 and len(kept) >= 8 else None
+        found = judged(draws)
         if late or n is not None or found is None or found.good:
             break
         size *= 2
     if late:
         flags.append(f"the time limit of {time_limit:g} s ended the chains after {len(kept)} draws each")
-    said = "unchecked: R-hat needs at least 2 chains of 8 draws" if found is None else f"{chains} chains {found}"
+    return of_chains(draws, found, evidence, flags)
+
+
+def judged(draws: Tensor) -> Convergence | None:
+    """Whether chains (C, N, R, D) agree; `None` if that cannot be said of so few."""
+    return convergence(draws) if draws.shape[0] > 1 and draws.shape[1] >= 8 else None
+
+
+def of_chains(
+    draws: Tensor, found: Convergence | None, evidence: tuple[Tensor, Tensor], flags: Sequence[str] = ()
+) -> Drawn:
+    """What chains (C, N, R, D) drew, with their verdict and the log evidence, nats (R,), and its error (R,)."""
+    said = "unchecked: R-hat needs at least 2 chains of 8 draws" if found is None else f"{len(draws)} chains {found}"
     if found is None or not found.good:
-        flags.append(f"the chains cannot be trusted yet: {said}")
-    return Drawn(draws, None, evidence, {"chains": said}, flags)
+        flags = [*flags, f"the chains cannot be trusted yet: {said}"]
+    return Drawn(draws, None, evidence, {"chains": said}, list(flags))
 
 
 def _advance(
@@ -81,7 +93,7 @@ def _advance(
     return state, False
 
 
-def _evidence(target: Target, mixture: Mixture, n: int = 2000) -> tuple[Tensor, Tensor]:
+def log_evidence(target: Target, mixture: Mixture, n: int = 2000) -> tuple[Tensor, Tensor]:
     """log of the mean of target over mixture, by n draws: nats (R,) and its standard error (R,)."""
     log_weight = _log_weight(target, mixture, n)[1]
     return _log_mean(log_weight)
@@ -133,6 +145,3 @@ def _weighted(theta: Tensor, log_weight: Tensor, name: str) -> Drawn:
     equal = float((log_weight.amax(1) - log_weight.amin(1)).max()) < ROUNDING
     kept = None if equal else log_weight.T[None]
     return Drawn(theta.transpose(0, 1)[None], kept, _log_mean(log_weight), {name: said}, flags)
-
-
-METHODS: dict[str, Callable[..., Drawn]] = {"hmc": chains, "importance": importance, "direct": direct}
