@@ -26,6 +26,12 @@ ROUNDS, LAST_ROUNDS, REFIT = 2, 20, 5
 ACCEPTED = 0.8
 """Share of trajectories that the step size aims to have accepted."""
 
+PARTS, SETTLING = 20, 10
+"""Parts of a mixture that is fitted to draws of chains, and rounds that tune the rest of the kernel then."""
+
+TRIES = 5
+"""Jumps to a round of chains, at most."""
+
 LENGTH, LEAPS = math.pi / 2, (3, 32)
 """Length of a trajectory in units of the posterior's width; its steps at most where jumps are easy, and at all."""
 
@@ -51,6 +57,11 @@ class Kernel:
         """Steps of a trajectory: for `LENGTH`, but about as many as two accepted jumps cost, in the middle problem."""
         needed, worth = LENGTH / float(self.step.median()), 2 / max(float(self.jumps.median()), 1e-9)
         return math.ceil(min(needed, max(worth, LEAPS[0]), LEAPS[1]))
+
+    @property
+    def tries(self) -> int:
+        """Jumps to a round: for one that is accepted, in the middle problem."""
+        return max(1, min(round(1 / max(float(self.jumps.median()), 1e-9)), TRIES))
 
     def refitted(self, points: Points) -> "Kernel":
         """The same step size for another population."""
@@ -111,20 +122,28 @@ def temper(target: Target, particles: int, until: float) -> tuple[Points, Kernel
     return points, kernel.refitted(points)
 
 
+def refit(target: Target, points: Points, kernel: Kernel, u: Tensor) -> tuple[Points, Kernel]:
+    """Learn from what chains at points (R, C, D) drew, u (R, N, D); these draws must not be kept."""
+    kernel = Kernel(Mixture(u, components=PARTS), centre_and_factor(u)[1], kernel.step, kernel.jumps)
+    for _ in range(SETTLING):
+        points, kernel = _tuned_round(target, points, kernel, 1.0)
+    return points, kernel
+
+
 def _tuned_round(target: Target, points: Points, kernel: Kernel, heat: Tensor | float) -> tuple[Points, Kernel]:
     points, jumps, accepted = advance(target, points, kernel, heat)
     return points, kernel.tuned(jumps, accepted)
 
 
 def advance(
-    target: Target, points: Points, kernel: Kernel, heat: Tensor | float = 1.0
+    target: Target, points: Points, kernel: Kernel, heat: Tensor | float = 1.0, *, tries: int = 1
 ) -> tuple[Points, Tensor, Tensor]:
-    """One round of every chain: points (R, C, D), and acceptances (R,) of jump and trajectory.
+    """One round of every chain, so many jumps and a trajectory: points (R, C, D), and acceptances (R,) of the two.
 
     That the kernel was fitted to the population that it moves is of no account for the population's shape, and for
     chains it is fixed.
     """
-    points, jumps = _jump(target, points, kernel.mixture, heat)
+    points, jumps = _jump(target, points, kernel.mixture, heat, tries)
     points, accepted = _trajectory(target, points, kernel, heat)
     return points, jumps, accepted
 
@@ -142,21 +161,28 @@ def _trajectory(target: Target, points: Points, kernel: Kernel, heat: Tensor | f
         at = target(at.u + size * (momentum @ kernel.factor.mT), heat)
         push = size * (at.slope @ kernel.factor)
         momentum = momentum + push / 2
-    return _accept(points, at, here - _energy(at, momentum, heat))
+    accepted, chance = _accepted(here - _energy(at, momentum, heat))
+    return points.where(accepted, at), chance
 
 
-def _jump(target: Target, points: Points, mixture: Mixture, heat: Tensor | float) -> tuple[Points, Tensor]:
-    """Proposals from the mixture, wherever the chains are."""
-    new = target(mixture.sample(points.u.shape[1]), heat)
-    gain = new.before + heat * new.value - points.before - heat * points.value
-    return _accept(points, new, gain + mixture.log_prob(points.u) - mixture.log_prob(new.u))
+def _jump(target: Target, points: Points, mixture: Mixture, heat: Tensor | float, tries: int) -> tuple[Points, Tensor]:
+    """Proposals from the mixture, wherever the chains are; so all tries are valued together."""
+    chains = points.u.shape[1]
+    new = target(mixture.sample(tries * chains), heat)
+    there = new.before + heat * new.value - mixture.log_prob(new.u)
+    here = points.before + heat * points.value - mixture.log_prob(points.u)
+    share = torch.zeros(target.rows, dtype=torch.float64)
+    for index in torch.arange(tries * chains).expand(target.rows, -1).split(chains, 1):
+        accepted, chance = _accepted(there.gather(1, index) - here)
+        points, here = points.where(accepted, new.take(index)), torch.where(accepted, there.gather(1, index), here)
+        share += chance / tries
+    return points, share
 
 
-def _accept(points: Points, new: Points, log_ratio: Tensor) -> tuple[Points, Tensor]:
-    """Metropolis: points (R, C, D), and the mean probability (R,) of accepting the new ones."""
+def _accepted(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """Metropolis: which proposals (R, C) are accepted, and the mean probability (R,) of that."""
     log_ratio = log_ratio.nan_to_num(-torch.inf, torch.inf, -torch.inf).clamp(max=0.0)
-    accepted = torch.rand_like(log_ratio).log() < log_ratio
-    return points.where(accepted, new), log_ratio.exp().mean(1)
+    return torch.rand_like(log_ratio).log() < log_ratio, log_ratio.exp().mean(1)
 
 
 def _energy(points: Points, momentum: Tensor, heat: Tensor | float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbi_core.inference.convergence import ENOUGH, Convergence, convergence
-from sbi_core.inference.hamilton import PARTICLES, Kernel, advance, temper
+from sbi_core.inference.hamilton import PARTICLES, Kernel, advance, refit, temper
 from sbi_core.inference.mixture import Mixture
 from sbi_core.inference.target import Points, Target
 
@@ -53,14 +53,18 @@ def chains(target: Target, *, chains: int | None, n: int | None, time_limit: flo
     evidence = log_evidence(target, kernel.mixture)
     state = points.take(torch.rand(target.rows, points.u.shape[1]).argsort(1)[:, :chains])
     kept: list[Tensor] = []
-    size, flags = FIRST if n is None else n, []
+    size, flags, fresh = FIRST if n is None else min(n, FIRST), [], chains * FIRST >= PARTICLES
     while True:
         state, late = _advance(target, state, kernel, size - len(kept), kept, until)
-        draws = torch.stack(kept).permute(2, 0, 1, 3)  # (C, N, R, D)
+        draws = torch.stack([target.theta(u) for u in kept]).permute(2, 0, 1, 3)  # (C, N, R, D)
         found = judged(draws)
-        if late or n is not None or found is None or found.good:
+        good = found is None or found.good
+        if late or (good if n is None else size == n):
             break
-        size *= 2
+        if fresh and not good:
+            state, kernel = refit(target, state, kernel, torch.cat(kept, 1))
+            kept, size = [], FIRST // 2
+        fresh, size = False, 2 * size if n is None else n
     if late:
         flags.append(f"the time limit of {time_limit:g} s ended the chains after {len(kept)} draws each")
     return of_chains(draws, found, evidence, flags)
@@ -84,12 +88,12 @@ def of_chains(
 def _advance(
     target: Target, state: Points, kernel: Kernel, rounds: int, kept: list[Tensor], until: float
 ) -> tuple[Points, bool]:
-    """Draw so many rounds more into `kept`, theta (R, C, D) each; whether time ran out."""
+    """Draw so many rounds more into `kept`, u (R, C, D) each; whether time ran out."""
     for _ in range(rounds):
         if kept and time.monotonic() > until:
             return state, True
-        state, _, _ = advance(target, state, kernel)
-        kept.append(target.theta(state.u))
+        state, _, _ = advance(target, state, kernel, tries=kernel.tries)
+        kept.append(state.u)
     return state, False
 
 

@@ -27,8 +27,9 @@ def flat(theta):
     return torch.zeros(theta.shape[:-1]).double() + 0.0 * theta.sum(-1)
 
 
+@pytest.mark.parametrize("tries", [1, 3])
 @pytest.mark.parametrize("name", PRIORS)
-def test_without_data_moves_leave_the_prior_as_it_is(name):
+def test_without_data_moves_leave_the_prior_as_it_is(name, tries):
     """Draws of the prior, moved for ten rounds by a kernel that fits badly, have its mean and variance still."""
     prior, many = PRIORS[name], 20_000
     target = Target(prior, flat, 1)
@@ -41,7 +42,7 @@ def test_without_data_moves_leave_the_prior_as_it_is(name):
 
         def moved(points, rounds=10):
             for _ in range(rounds):
-                points, jumps, accepted = advance(target, points, kernel)
+                points, jumps, accepted = advance(target, points, kernel, tries=tries)
                 assert 0.2 < float(jumps) < 0.99 and 0.3 < float(accepted) < 0.999
             return target.theta(points.u)[0]
 
@@ -51,7 +52,7 @@ def test_without_data_moves_leave_the_prior_as_it_is(name):
         assert unmoved.double().mean() < 0.02
         always = pytest.MonkeyPatch()
         with always.context() as patch:
-            patch.setattr(hamilton, "_accept", lambda points, new, log_ratio: (new, torch.full((1,), 0.5)))
+            patch.setattr(hamilton, "_accepted", lambda log_ratio: (log_ratio > -torch.inf, torch.full((1,), 0.5)))
             wrong = moved(start)
         off = max(z_of_mean(wrong, prior.mean), z_of_mean((wrong - prior.mean) ** 2, prior.variance))
         assert off > 4, "saboteur: everything is accepted"

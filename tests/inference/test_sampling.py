@@ -116,10 +116,34 @@ def test_modes_have_their_weights():
     assert (low < -0.9).all() and (high > 0.9).all()
 
 
+def test_chains_that_disagree_learn_from_what_they_drew(monkeypatch):
+    """A bent density in a population's mixture of few parts: the first draws make a better one, and are not kept."""
+
+    class Bent(TwoPlaces):
+        parameters = (Parameter("a", -3, 3), Parameter("b", -3, 3))
+
+        def log_likelihood(self, theta, x, design=None):
+            a, b = theta.unbind(-1)
+            return -((b - a.square() + 1.5) ** 2) / (2 * 0.02**2) + 0.0 * x[..., 0]
+
+    world, fits = Bent(), []
+    refit = sampling.refit
+    monkeypatch.setattr(sampling, "refit", lambda *given: fits.append(given[3].shape) or refit(*given))
+    posterior = infer(world, world.prior, [0.0], seed=1, method="hmc")
+    assert fits == [(1, 20 * sampling.FIRST, 2)] and posterior.flags == ()
+    edge = 4.5**0.5  # |a| is at most that, and nearly uniform up to there
+    effective = float(posterior.verdicts["chains"].split("effective draws ")[1].split()[0])
+    a = posterior.draws[..., 0].abs()
+    assert abs(float(a.mean()) - edge / 2) < 4 * edge / 12**0.5 / effective**0.5
+    assert abs(float(a.clamp(max=1.5).mean()) - edge / 2) > 4 * edge / 12**0.5 / effective**0.5, "saboteur: cut"
+    infer(world, world.prior, [0.0], seed=1, method="hmc", n=50)
+    assert len(fits) == 1, "so few are drawn as they come"
+
+
 def test_f66_chains_that_stay_in_their_modes_disagree(monkeypatch):
     """Without jumps each chain stays where it began, and the result says so; of one chain nothing can be said."""
     world = TwoPlaces()
-    stay = lambda target, points, mixture, heat: (points, torch.ones(1))  # noqa: E731
+    stay = lambda target, points, mixture, heat, tries: (points, torch.ones(1))  # noqa: E731
     monkeypatch.setattr("sbi_core.inference.hamilton._jump", stay)
     posterior = infer(world, world.prior, [0.0], seed=1, n=200)
     assert "DISAGREE" in posterior.verdicts["chains"] and any("cannot be trusted" in flag for flag in posterior.flags)
