@@ -20,10 +20,10 @@ from sbi_core.campaign import simulate
 from sbi_core.errors import InputError, MissingGold, StoreError
 from sbi_core.gold_check import check_gold
 from sbi_core.inference import infer
-from sbi_core.observation import check_event, inside, pad_events, x_range
+from sbi_core.observation import check_event, pad_events
 from sbi_core.parameters import Parameter
 from sbi_core.priors import describe, restore
-from sbi_core.results import RANGE, Results, compare_log_ratios, fresh_rows
+from sbi_core.results import Results, compare_log_ratios, fresh_rows
 from sbi_core.run_folder import write_json, write_npz, write_record
 from sbi_core.seeding import seeded
 from sbi_core.simulations import Simulations
@@ -175,7 +175,6 @@ def _trained(job: Job, data: Any, gold: Mapping[str, Any] | None) -> tuple[Any, 
     )
     training = {name: getattr(fit, name) for name in ("loss", "best_epoch", "ended", "seed", "seconds", "history")}
     training |= {"flags": list(fit.flags), "rows": list(fit.rows), "simulations": len(data), "gold": gold}
-    training["x_range"] = x_range(data)
     write_json(notes, training)
     fit.estimator.save(folder)
     shutil.rmtree(job.folder / "training", ignore_errors=True)
@@ -260,8 +259,6 @@ def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution, x
     if runs:
         rows = pad_events(rows, estimator.x_shape, leading=1)[0]
     posterior: Any = infer(estimator, prior, x_obs, iid=iid, method="grid")
-    found = inside(rows, (results.training or {}).get("x_range"))
-    posterior.verdicts = {**posterior.verdicts, RANGE: found}
     exact = infer(world, prior, x_obs, iid=iid) if world is not None and world.is_exact else None
     with seeded(job.seed):
         samples = posterior.sample(torch.Size([SAMPLES]))

@@ -1,6 +1,7 @@
 """From a log likelihood and a prior to a posterior."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_core.errors import InputError, nearest
+from sbi_core.errors import InputError, SbiWarning, nearest
+from sbi_core.inference.checks.familiar import recognise
 from sbi_core.inference.grid import COARSE, COARSEST, GridPosterior, grid_posterior, resolution
 from sbi_core.inference.observed import Observed
 from sbi_core.inference.posterior import Posterior
@@ -95,6 +97,9 @@ def infer(
         positions(of, axes)
     observed = Observed(estimator, x_obs, **asked)
     seed = fresh_seed() if seed is None else seed
+    known, strange = recognise(estimator, observed.x, observed.n_events)
+    if strange:
+        warnings.warn(strange, SbiWarning, stacklevel=2)
     posterior: Posterior
     with seeded(seed), one_thread():
         if method == "grid":
@@ -104,7 +109,7 @@ def infer(
             many = {"chains": chains} if method == "hmc" else {}
             drawn = METHODS[method](target, n=n, time_limit=time_limit, **many)
             posterior = _of_draws(axes, prior, observed, drawn, batch)
-    posterior.flags = (*posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
+    posterior.flags = (*filter(None, [strange]), *posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
     posterior = posterior if of is None else posterior.marginal(of)
     posterior.seed = seed
     drawn_so: dict[str, Any] = {
@@ -115,14 +120,16 @@ def infer(
         "seed": seed,
         "time_limit": time_limit,
     }
-    posterior.members = tuple(
-        infer(member, prior, x_obs, **asked, **drawn_so) for member in getattr(estimator, "members", ())
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SbiWarning)  # what is strange about x_obs is said once, below
+        posterior.members = tuple(
+            infer(member, prior, x_obs, **asked, **drawn_so) for member in getattr(estimator, "members", ())
+        )
     posterior.verdicts = {
         **posterior.verdicts,
         "spread of trainings": _spread(posterior),
         "coverage": "unchecked",
-        "x_obs inside the simulated range": "unchecked",
+        "x_obs inside the simulated range": known,
     }
     return posterior
 

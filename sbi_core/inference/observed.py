@@ -26,8 +26,11 @@ class Observed:
         n_events: as `infer` takes it.
         iid: sum over a leading axis of x_obs, in float64; equal observations are evaluated once.
         batch: one problem for each row of x_obs; else R = 1.
-
         constraints: as `infer` takes them.
+
+    Attributes:
+        x: all observations of all problems, (N, *event).
+        n_events: how many of their events count, (N,), if that is not the same for all.
 
     Raises:
         InputError: for an observation, design or constraint that does not fit, an estimator that was not trained.
@@ -54,6 +57,8 @@ class Observed:
                 f"{type(estimator).__name__} is not trained; give the estimator of a Fit: infer(run.estimator, ...)"
             )
         self.rows = len(x) if batch else 1
+        self.x = x.reshape(-1, *x.shape[iid + batch :])
+        self.n_events = None if count is None else count.reshape(-1)
         if not batch:
             x, count = x[None], None if count is None else count[None]
         weight = None
