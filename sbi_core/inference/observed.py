@@ -50,7 +50,7 @@ class Observed:
         self.axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or estimator.parameters
         self._constraints = _constraints(constraints or {}, self.axes)
         shape = tuple(estimator.x_shape) if estimator.x_shape is not None else None
-        x, count = _observation(x_obs, shape, estimator, iid, batch, n_events)
+        x, count = in_shape(x_obs, shape, estimator, iid, batch, n_events)
         settings = None if design is None else _design(design, estimator, tuple(x.shape[: iid + batch]), iid, batch)
         if getattr(estimator, "trained", True) is not True and not bool(estimator.trained):
             raise InputError(
@@ -107,10 +107,10 @@ def _constraints(
     return found
 
 
-def _observation(
+def in_shape(
     x_obs: Any, shape: tuple[int, ...] | None, estimator: Any, iid: bool, batch: bool, n_events: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """x (*, event) and, of runs of events, their numbers (*)."""
+    """x (*, event) and, of runs of events, their numbers (*); `InputError` if x_obs is no observation of that shape."""
     x, count = to_column("x_obs", x_obs), None
     extra = int(iid) + int(batch)
     if getattr(estimator, "needs_n_events", False):
