@@ -1,31 +1,19 @@
 """Is an observation one that was simulated?"""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numpy.random import SeedSequence
-from torch import Tensor
-from torch.nn.functional import one_hot
 
 from sbi_core.columns import to_column
 from sbi_core.errors import InputError
 from sbi_core.inference.checks.check import Check
-from sbi_core.inference.checks.crowd import TESTS, Crowd
 from sbi_core.inference.checks.familiar import FALSE_ALARM, MOST, Familiar, reader
-from sbi_core.inference.checks.sets import FROM_SIMULATOR, LARGEST, Sets, draw_sets, gather_sets
-from sbi_core.inference.checks.summaries import summaries_of, summary_names
+from sbi_core.inference.checks.set_test import set_test
 from sbi_core.inference.observed import in_shape
-from sbi_core.seeding import fresh_seed, one_thread, torch_generator
+from sbi_core.seeding import fresh_seed, one_thread
 from sbi_core.simulations import Simulations
 from sbi_core.simulator import Simulator
-
-COLUMNS = 20
-"""Columns of x up to which a set is looked at column by column; of more, at so many principal components."""
-
-FEWEST = 10
-"""Rows from which a set is looked at as a set."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +140,8 @@ def check_observation(
         as_set = iid and leading[-1] > 1
         checks = known.check(flat, each, seen=seen, false_alarm=false_alarm / (1 + as_set))
         if as_set:
-            world = _World(known, rows, simulator, design)
-            checks += world.check(flat, each, leading[-1], level=false_alarm / 2, seed=seed)
+            test = set_test(known, rows, leading[-1], simulator=simulator, design=design, seed=seed)
+            checks += test.check(flat, each, false_alarm=false_alarm / 2)
     return ObservationCheck(tuple(checks), false_alarm, seed)
 
 
@@ -164,89 +152,3 @@ def _rows(simulations: Any) -> Simulations:
     if not len(rows):
         raise InputError("simulations: 0 valid rows, expected at least 1.")
     return rows
-
-
-@dataclass(frozen=True)
-class _World:
-    """What sets are compared with."""
-
-    known: Familiar
-    rows: Simulations | None
-    simulator: Simulator | None
-    design: Any
-
-    def check(self, x: Tensor, n_events: Tensor | None, n: int, *, level: float, seed: int) -> list[Check]:
-        """Test sets x (B n, *event), n_events (B n,) of n rows each."""
-        labels = "labels" in self.known.state
-        if n < FEWEST:
-            return _unsaid(f"{n} rows are too few to be looked at as a set, {FEWEST} are enough", level)
-        if self.rows is None:
-            return _unsaid("sets of rows at one theta need simulations=...", level)
-        if self.simulator is not None:
-            sets, used = self._drawn(n, seed), n
-        elif self.design is not None and to_column("design", self.design).ndim > 1:
-            return _unsaid("the rows of the set have designs of their own", level)
-        else:
-            theta = self.rows.theta if self.rows.design is None else torch.cat([self.rows.theta, self.rows.design], 1)
-            used = min(n, LARGEST)
-            z = self._view(self.rows.x, self.rows.n_events)
-            sets = gather_sets(theta, z, used, adjust_spread=not labels, seed=seed)
-        if sets.unresolved:
-            return _unsaid(sets.unresolved, level)
-        names = self._names()
-        mine = self._view(x, n_events).reshape(-1, n, sets.first.shape[2])
-        mine = mine[:, torch.linspace(0, n - 1, used).long()]
-        if labels:
-            numbers = [each.mean(1) for each in (sets.first, sets.second, mine)]
-            names, tests = [f"share of {name}" for name in names], TESTS[1:]
-        else:
-            spacing = self.simulator is not None or self._continuous()
-            numbers = [summaries_of(each, spacing=spacing) for each in (sets.first, sets.second, mine)]
-            names, tests = summary_names(names, spacing=spacing), TESTS
-        crowd = Crowd.of(*numbers[:2])
-        found = crowd.check(numbers[2], names, level / len(tests), what="set", tests=tests)
-        return [replace(check, name=f"{check.name} of the set") for check in found]
-
-    def _drawn(self, n: int, seed: int) -> Sets:
-        """Sets of n rows from the simulator, at thetas of the stored rows."""
-        assert self.rows is not None and self.simulator is not None
-        some = torch.randperm(len(self.rows), generator=torch_generator(SeedSequence(seed)))[:FROM_SIMULATOR]
-        theta, design = self.rows.theta[some], None if self.rows.design is None else self.rows.design[some]
-        if self.design is not None:
-            design = to_column("design", self.design).double().expand(len(theta), -1)
-        x, n_events = draw_sets(self.simulator, theta, design, n, seed=seed)
-        whole = x.flatten(1).isfinite().all(1).reshape(-1, n).all(1)
-        z = self._view(x.nan_to_num(), n_events).reshape(len(theta), n, -1)[whole]
-        return Sets(*z.tensor_split(2))
-
-    def _view(self, x: Tensor, n_events: Tensor | None) -> Tensor:
-        """What is compared of rows x (N, *event), n_events (N,) in a set, (N, C)."""
-        if "labels" in self.known.state:
-            return one_hot(x.flatten().long(), len(self.known.state["labels"])).double()
-        crowd, columns = self.known.crowd(), self.known.columns(x, n_events)
-        if columns.shape[1] <= COLUMNS:
-            return crowd.standard(columns)
-        white, left = crowd.whitened(columns)
-        size = (white.square().sum(1) + left).log1p()
-        return torch.cat([white[:, : COLUMNS - 2], left.log1p()[:, None], size[:, None]], 1)
-
-    def _names(self) -> list[str]:
-        state = self.known.state
-        if "labels" in state:
-            return [f"label {k}" for k in range(len(state["labels"]))]
-        names = self.known.names()
-        wide = min(COLUMNS - 2, self.known.crowd().state["whitening"].shape[1])
-        return names if len(names) <= COLUMNS else [*(f"component {k}" for k in range(wide)), "remainder", "distance"]
-
-    def _continuous(self) -> bool:
-        """Whether hardly any number of a column comes twice, so that moved rows are not told by being single."""
-        assert self.rows is not None
-        columns = self.known.columns(
-            self.rows.x[:1000], self.rows.n_events if self.rows.n_events is None else self.rows.n_events[:1000]
-        )
-        single = [len(column.unique()) / len(column) for column in columns.T]
-        return all(share > 0.5 for share in single if share * len(columns) > 1)
-
-
-def _unsaid(why: str, level: float) -> list[Check]:
-    return [Check("set", "", math.nan, (level, 1.0), None, why)]
