@@ -12,7 +12,7 @@ from a simulator that is wrong. Sets have 50 rows at one theta.
 | halved noise | and half of it |
 | missing component | the background, or the second component of a mixture, does not occur |
 | NaN | one number is NaN |
-| stuck | a column has always the same value, which is an ordinary one |
+| stuck | a column has always the same value, an ordinary one; in a spectrum five bins are dead |
 | sign | one column has the wrong sign |
 | outliers | a tenth of the numbers (rows of a set) come from 4 times as wide a distribution |
 | repeated | a set holds 10 rows, five times each; in a spectrum bins 10 to 19 are those before |
@@ -50,7 +50,7 @@ class Decay(Simulator):
         noise = torch.randn(len(theta), 4, generator=generator, dtype=torch.float64)
         peak = (torch.rand(len(theta), generator=generator) < theta[:, 1]) | (not self.background)
         energy = torch.where(peak, theta[:, 0] + 0.4 * noise[:, 0], 4.0 + 1.5 * noise[:, 0])
-        angle = torch.where(peak, 0.5 * energy + 0.3 * noise[:, 1], noise[:, 1])
+        angle = 0.5 * energy + 0.5 * noise[:, 1]
         time = torch.exp(0.5 * noise[:, 2]) + 0.2 * energy.abs()
         return torch.stack([energy, angle, time, 3 * noise[:, 3] + 10], 1), None
 
@@ -71,10 +71,12 @@ class Spectrum(Simulator):
         return mean + self.noise * 0.7 * torch.exp(-bins / 20) * near, None
 
 
+MATRIX = torch.stack([torch.linspace(1, 3, 10), torch.linspace(-1, 1, 10) ** 2, torch.linspace(0, 5, 10).sin()], 1)
+
 WORLDS: dict[str, tuple[Simulator, int, bool]] = {
     "decay, sets": (Decay(), SET, False),
     "two moons, sets": (TwoMoons(), SET, False),
-    "linear Gaussian (10), sets": (LinearGaussian(10), SET, False),
+    "linear Gaussian, 10 columns of 3 parameters, sets": (LinearGaussian(matrix=MATRIX), SET, False),
     "SLCP, sets from the simulator": (SLCP(), SET, True),
     "spectrum, single": (Spectrum(), 1, False),
 }
@@ -115,13 +117,14 @@ def wrong(world: Simulator, x: Tensor, seed: int) -> Iterator[tuple[str, Tensor]
     out = x.clone()
     out[..., 1] = mean[1]
     if single:
-        out[..., 10:15] = mean[10:15]
+        out[..., 10:15] = 0.0
     yield "stuck", out
     out = x.clone()
     out[..., 0] *= -1
     yield "sign", out
     far = mean + 4 * sd * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    hit = torch.rand(count, n, wide if single else 1, generator=generator) < 0.1
+    lot = torch.rand(count, n * wide if single else n, generator=generator).argsort(1).argsort(1)
+    hit = (lot < lot.shape[1] / 10).reshape(count, n, -1)
     yield "outliers", torch.where(hit, far, x)
     yield "repeated", torch.cat([x[..., :10], x[..., :10]], 2) if single else x[:, torch.arange(n) % (n // 5)]
     order = torch.rand((count, 1, wide) if single else x.shape, generator=generator)

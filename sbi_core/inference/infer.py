@@ -1,8 +1,10 @@
 """From a log likelihood and a prior to a posterior."""
 
 import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,11 +72,12 @@ def infer(
         n: draws, of each chain or in all; by default as many as the method needs.
         chains: of "hmc"; of a single one nothing can be said about its convergence.
         seed: of draws; `None` takes a fresh one. It is recorded as `posterior.seed`.
-        time_limit: seconds. Chains that are stopped by it say so.
+        time_limit: seconds. Chains that are stopped by it say so; a grid is not of use before it is done.
 
     Returns:
         A distribution with event shape (D,) and batch shape (B,) or (); of an ensemble also the posterior of each
-        member, as `members`, and how far they lie apart among the `verdicts`.
+        member, as `members`, and how far they lie apart among the `verdicts`. Where the estimator remembers which x
+        were simulated, an x_obs unlike them is the first of the `flags`, and an `SbiWarning` before the answer.
 
     Raises:
         InputError: for an x_obs of another shape, not finite, or other than x in training where that was constant; a
@@ -101,14 +104,17 @@ def infer(
     if strange:
         warnings.warn(strange, SbiWarning, stacklevel=2)
     posterior: Posterior
-    with seeded(seed), one_thread():
-        if method == "grid":
-            posterior = _on_a_grid(axes, prior, observed, batch)
-        else:
-            target = Target(prior, observed, observed.rows, observed.at_once)
-            many = {"chains": chains} if method == "hmc" else {}
-            drawn = METHODS[method](target, n=n, time_limit=time_limit, **many)
-            posterior = _of_draws(axes, prior, observed, drawn, batch)
+    try:
+        with seeded(seed), one_thread():
+            if method == "grid":
+                posterior = _on_a_grid(axes, prior, observed, batch, time.monotonic() + time_limit)
+            else:
+                target = Target(prior, observed, observed.rows, observed.at_once)
+                many = {"chains": chains} if method == "hmc" else {}
+                drawn = METHODS[method](target, n=n, time_limit=time_limit, **many)
+                posterior = _of_draws(axes, prior, observed, drawn, batch)
+    except InputError as error:
+        raise type(error)(f"{error} {strange}".strip()) from None
     posterior.flags = (*filter(None, [strange]), *posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
     posterior = posterior if of is None else posterior.marginal(of)
     posterior.seed = seed
@@ -121,7 +127,7 @@ def infer(
         "time_limit": time_limit,
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SbiWarning)  # what is strange about x_obs is said once, below
+        warnings.simplefilter("ignore", SbiWarning)  # what is strange about x_obs was said
         posterior.members = tuple(
             infer(member, prior, x_obs, **asked, **drawn_so) for member in getattr(estimator, "members", ())
         )
@@ -155,8 +161,11 @@ def _method(method: str, dims: int) -> str:
     return ("grid" if dims <= AUTO else "hmc") if method == "auto" else method
 
 
-def _on_a_grid(axes: tuple[Parameter, ...], prior: Distribution, observed: Observed, batch: bool) -> GridPosterior:
-    edges, density, flags = grid_posterior(axes, prior, observed.log_likelihood, observed.rows)
+def _on_a_grid(
+    axes: tuple[Parameter, ...], prior: Distribution, observed: Observed, batch: bool, until: float
+) -> GridPosterior:
+    look = partial(observed.log_likelihood, until=until)
+    edges, density, flags = grid_posterior(axes, prior, look, observed.rows)
     if not torch.isfinite(density.flatten(1).max(1).values).all():
         raise InputError("the likelihood of x_obs is zero, or not a number, everywhere in the prior.")
     least = float(resolution(density).min())

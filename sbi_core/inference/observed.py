@@ -1,5 +1,7 @@
 """An observation, checked and seen once by an estimator: what every method of inference reads."""
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,9 +86,16 @@ class Observed:
         return value
 
     @torch.no_grad()
-    def log_likelihood(self, theta: Tensor) -> Tensor:
-        """Theta (R, G, D) -> nats (R, G), in parts, so that any G fits into memory."""
-        return torch.cat([self(part) for part in theta.split(self.at_once, 1)], 1)
+    def log_likelihood(self, theta: Tensor, *, until: float = math.inf) -> Tensor:
+        """Theta (R, G, D) -> nats (R, G), in parts, so that any G fits into memory; `InputError` after a given time."""
+        found = []
+        for part in theta.split(self.at_once, 1):
+            if time.monotonic() > until:
+                raise InputError(
+                    "time_limit: it came before the grid was done. Raise it, or say method='hmc', which stops in time."
+                )
+            found.append(self(part))
+        return torch.cat(found, 1)
 
 
 def _constraints(

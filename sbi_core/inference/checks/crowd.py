@@ -140,11 +140,11 @@ class Crowd:
 def _whitening(unit: Tensor) -> dict[str, Tensor]:
     """Principal directions of unit (N, C) over the sd of each, `whitening` (C, R), and mean variance of the `rest`.
 
-    Correlations are shrunk by C / (C + N), so that few rows do not make directions without any variance.
+    Correlations are shrunk by (C / N)^2, so that few rows do not make directions without any variance.
     """
     wide = unit.shape[1]
     covariance = torch.cov(unit.T, correction=0).reshape(wide, wide)
-    shrunk = wide / (wide + len(unit))
+    shrunk = min(1.0, (wide / len(unit)) ** 2)
     value, vector = torch.linalg.eigh((1 - shrunk) * covariance + shrunk * covariance.diag().diag())
     value, vector = value.flip(0), vector.flip(1)
     used = value > 1e-9 * value[:1].clamp(min=1e-300)

@@ -89,7 +89,10 @@ def set_test(
     if sets.unresolved:
         return SetTest(known, n, unresolved=sets.unresolved)
     first, second = (_summarised(known, half, spacing)[0] for half in (sets.first, sets.second))
-    return SetTest(known, n, used, Crowd.of(first, second), spacing)
+    crowd = Crowd.of(first, second)
+    if simulator is None:  # a mean that is bent in theta reaches further than lines do: it is left to the distances
+        crowd.state["tails"][:, 1, : sets.first.shape[2]] = torch.inf
+    return SetTest(known, n, used, crowd, spacing)
 
 
 def _drawn(known: Familiar, rows: Simulations, simulator: Simulator, design: Any, n: int, seed: int) -> Sets:

@@ -64,7 +64,7 @@ def gather_sets(theta: Tensor, z: Tensor, n: int, *, adjust_spread: bool, seed: 
     generator = torch_generator(SeedSequence(seed))
     spread = theta.std(0)
     unit = theta / torch.where(spread > 0, spread, 1.0)
-    near = max(4 * n, 30 * (theta.shape[1] + 1))
+    near = max(n, 15 * (theta.shape[1] + 1))
     halves = torch.randperm(len(theta), generator=generator).tensor_split(2)
     if near > len(halves[0]) // 2:
         need = f"sets of {n} rows at one theta need at least {4 * near} stored rows, here are {len(theta)}"
