@@ -44,21 +44,19 @@ def draw_sets(
     return x, simulator.count(z)
 
 
-def gather_sets(theta: Tensor, z: Tensor, n: int, *, adjust_spread: bool, seed: int) -> Sets:
+def gather_sets(theta: Tensor, z: Tensor, n: int, *, seed: int) -> Sets:
     """Sets of n rows out of z (N, C) whose thetas (N, D) are near each other, brought to one theta.
 
     Around each of up to 1,000 thetas of each half, a linear regression on theta over the nearest rows moves their
-    residuals to the centre (Beaumont, Zhang & Balding, Genetics 162 (2002) 2025), and one of the log squared residuals
-    brings their spread there (Blum & Francois, Stat. Comput. 20 (2010) 63), as far as it explains more than chance.
-    The row at the centre itself and its nearest neighbours must then have nothing more in common: with rho the
-    correlation of their residuals, of the log squares or of products of two, n rho is the squared shift, in standard
-    errors, of a set's mean that the rest of the dependence on theta makes.
+    residuals to the centre (Beaumont, Zhang & Balding, Genetics 162 (2002) 2025). The row at the centre itself and its
+    nearest neighbours must then have nothing more in common: with rho the correlation of their residuals, of the log
+    squares or of products of two, n rho is the squared shift, in standard errors, of a set's mean that the rest of the
+    dependence on theta makes.
 
     Args:
         theta: of the rows, and perhaps their designs, side by side.
         z: what is compared of each row.
         n: rows in a set.
-        adjust_spread: whether to bring the spread to the centre too.
         seed: of the choice of rows.
     """
     generator = torch_generator(SeedSequence(seed))
@@ -72,7 +70,7 @@ def gather_sets(theta: Tensor, z: Tensor, n: int, *, adjust_spread: bool, seed: 
     made, pairs = [], []
     for half in halves:
         centres = torch.arange(min(len(half), FROM_ROWS // 2))
-        whole = _Local.around(unit[half], z[half], centres, near, adjust_spread)
+        whole = _Local.around(unit[half], z[half], centres, near)
         chosen = torch.rand(len(centres), near, generator=generator).argsort(1)[:, :n]
         made.append(whole.rows.gather(1, chosen[..., None].expand(-1, -1, z.shape[1])))
         pairs.append((whole.own, whole.beside))
@@ -99,12 +97,12 @@ class _Local:
     beside: Tensor
 
     @classmethod
-    def around(cls, theta: Tensor, z: Tensor, centres: Tensor, near: int, adjust_spread: bool) -> "_Local":
-        parts = [cls._some(theta, z, some, near, adjust_spread) for some in centres.split(100)]
+    def around(cls, theta: Tensor, z: Tensor, centres: Tensor, near: int) -> "_Local":
+        parts = [cls._some(theta, z, some, near) for some in centres.split(100)]
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "own", "beside")))
 
     @classmethod
-    def _some(cls, theta: Tensor, z: Tensor, centres: Tensor, near: int, adjust_spread: bool) -> "_Local":
+    def _some(cls, theta: Tensor, z: Tensor, centres: Tensor, near: int) -> "_Local":
         index = torch.cdist(theta[centres], theta).topk(near + 1, largest=False).indices
         index = torch.where(index == centres[:, None], index[:, -1:], index)[:, :near]  # each without itself
         step = theta[index] - theta[centres, None]
@@ -113,13 +111,6 @@ class _Local:
         leverage = (inputs * solve.mT).sum(2, keepdim=True)
         line = solve @ z[index]
         left = (z[index] - inputs @ line) / (1 - leverage).clamp(min=0.1).sqrt()
-        if adjust_spread:
-            size = (left.square() + 1e-3 * left.square().mean(1, keepdim=True) + 1e-300).log()
-            slope = solve @ size
-            found = (inputs @ slope - size.mean(1, keepdim=True)).square().sum(1) / step.shape[2]
-            noise = (size - inputs @ slope).square().sum(1) / (near - inputs.shape[2])
-            sure = (1 - noise / found.clamp(min=1e-300)).clamp(min=0.0)[:, None]
-            left = left * torch.exp((-0.5 * sure * (step @ slope[:, 1:])).clamp(-2.0, 2.0))
         unit = left.square().mean(1).sqrt().clamp(min=1e-12)
         return cls(line[:, :1] + left, (z[centres] - line[:, 0]) / unit, left[:, :3] / unit[:, None])
 
