@@ -123,18 +123,20 @@ class Familiar:
         return found
 
     def _judge_labels(self, x: Tensor, level: float) -> Check:
-        """Labels that were never simulated: a new one comes with probability (once + 1) / (N + 1), about.
+        """Labels that were never simulated: another one comes with probability p = (once + 1) / (N + 1), about.
 
-        `once` are the labels that came once: Good, Biometrika 40 (1953) 237.
+        `once` are the labels that came once: Good, Biometrika 40 (1953) 237. That k of n are new has at most the
+        probability n p / k, however they depend on each other (Markov).
         """
         count = self.state["labels"].double()
         rows, labels = int(count.sum()), x.flatten().long().cpu()
         new = labels[count[labels] == 0]
-        p = float((count == 1).sum() + 1) / (rows + 1)
+        share = float((count == 1).sum() + 1) / (rows + 1)
         if not len(new):
             return Check("labels", "", 1.0, (level, 1.0), True, f"all came among {rows} simulated rows")
-        text = f"{sorted(set(new.tolist()))} never came in {rows} simulated rows; new ones are about {p:.2g} of all"
-        return Check("labels", "", p, (level, 1.0), False if p * len(labels) < level else None, text)
+        p = min(1.0, share * len(labels) / len(new))
+        text = f"{sorted(set(new.tolist()))} never came in {rows} simulated rows; new ones are about {share:.2g} of all"
+        return Check("labels", "", p, (level, 1.0), False if p < level else None, text)
 
 
 def _prefixed(of: str, crowd: Crowd) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def set_test(
         used = min(n, LARGEST)
         given = rows.theta if rows.design is None else torch.cat([rows.theta, rows.design], 1)
         z = _view(known, rows.x, rows.n_events)
-        sets = gather_sets(given, z, used, seed=seed)
+        sets = gather_sets(given, z, used, moments=known.categories is None, seed=seed)
     if sets.unresolved:
         return SetTest(known, n, unresolved=sets.unresolved)
     first, second = (_summarised(known, half, spacing)[0] for half in (sets.first, sets.second))

@@ -18,6 +18,9 @@ LARGEST = 100
 RESOLVED = 4.0
 """Squared shift of the mean of a set, in its standard errors, that thetas which are too far apart may cause."""
 
+RARE = 0.05
+"""Share of rows that must differ from the most common value of a column, for its dependence on theta to be judged."""
+
 
 @dataclass(frozen=True)
 class Sets:
@@ -44,7 +47,7 @@ def draw_sets(
     return x, simulator.count(z)
 
 
-def gather_sets(theta: Tensor, z: Tensor, n: int, *, seed: int) -> Sets:
+def gather_sets(theta: Tensor, z: Tensor, n: int, *, moments: bool, seed: int) -> Sets:
     """Sets of n rows out of z (N, C) whose thetas (N, D) are near each other, brought to one theta.
 
     Around each of up to 1,000 thetas of each half, a linear regression on theta over the nearest rows moves their
@@ -57,6 +60,7 @@ def gather_sets(theta: Tensor, z: Tensor, n: int, *, seed: int) -> Sets:
         theta: of the rows, and perhaps their designs, side by side.
         z: what is compared of each row.
         n: rows in a set.
+        moments: whether spreads and correlations of z matter, and not its mean alone.
         seed: of the choice of rows.
     """
     generator = torch_generator(SeedSequence(seed))
@@ -74,8 +78,9 @@ def gather_sets(theta: Tensor, z: Tensor, n: int, *, seed: int) -> Sets:
         chosen = torch.rand(len(centres), near, generator=generator).argsort(1)[:, :n]
         made.append(whole.rows.gather(1, chosen[..., None].expand(-1, -1, z.shape[1])))
         pairs.append((whole.own, whole.beside))
-    own, beside = (torch.cat(part) for part in zip(*pairs, strict=True))
-    shift = n * (_in_common(own, beside) - 2 / len(own) ** 0.5)
+    varied = (z != z.mode(0).values).double().mean(0) > RARE  # of what hardly ever happens, nothing is known here
+    own, beside = (torch.cat(part)[..., varied] for part in zip(*pairs, strict=True))
+    shift = n * (_in_common(own, beside, moments=moments) - 2 / len(own) ** 0.5)
     why = (
         f"over {near} stored rows x changes with theta by {max(shift, 0.0) ** 0.5:.1f} standard errors of a set of {n}"
     )
@@ -111,21 +116,21 @@ class _Local:
         leverage = (inputs * solve.mT).sum(2, keepdim=True)
         line = solve @ z[index]
         left = (z[index] - inputs @ line) / (1 - leverage).clamp(min=0.1).sqrt()
-        unit = left.square().mean(1).sqrt().clamp(min=1e-12)
+        unit = (left.square().mean(1) + 0.01 * z.var(0)).sqrt().clamp(min=1e-12)
         return cls(line[:, :1] + left, (z[centres] - line[:, 0]) / unit, left[:, :3] / unit[:, None])
 
 
-def _in_common(own: Tensor, beside: Tensor) -> float:
+def _in_common(own: Tensor, beside: Tensor, *, moments: bool) -> float:
     """The largest correlation of functions of own (M, C) with the same of beside (M, 3, C)."""
-    i, j = torch.triu_indices(own.shape[1], own.shape[1], 1)
-    found = []
-    for function in (
-        lambda e: e.clamp(-4, 4),
-        lambda e: (e.square() + 0.01).log(),
-        lambda e: (e[..., i] * e[..., j]).clamp(-4, 4),
-    ):
-        a, b = function(own), function(beside)
-        a = (a - a.mean(0)) / a.std(0).clamp(min=1e-12)
-        b = (b - b.mean((0, 1))) / b.std((0, 1)).clamp(min=1e-12)
-        found.append((a[:, None] * b).mean((0, 1)))
-    return float(torch.cat(found).max())
+    i, j = torch.triu_indices(own.shape[-1], own.shape[-1], 1)
+    pairs = [(own.clamp(-4, 4), beside.clamp(-4, 4))]
+    if moments:
+        pairs.append(((own.square() + 0.01).log(), (beside.square() + 0.01).log()))
+        pairs.append((*((e[..., i] * e[..., j]).clamp(-4, 4) for e in (own, beside)),))
+    found = [0.0]
+    for a, b in pairs:
+        if a.shape[1]:
+            centred, other = a - a.mean(0), b - b.mean((0, 1))
+            together = (centred[:, None] * other).mean((0, 1))
+            found.append(float((together / (a.std(0) * b.std((0, 1))).clamp(min=1e-12)).max()))
+    return max(found)

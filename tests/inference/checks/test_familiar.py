@@ -24,7 +24,7 @@ from sbi_core.simulators import LinearGaussian
 
 BOX = (Parameter("a", -2, 2), Parameter("b", -2, 2))
 OPEN = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
-REFERENCE = FunctionSimulator(lambda theta, rng: theta + 0.3 * rng.normal(size=2), BOX)
+REFERENCE = FunctionSimulator(lambda theta, rng: theta + 0.3 * rng.normal(size=theta.shape), BOX)
 HEADS = {
     "ratio": (RatioEstimator, carl),
     "likelihood": (LikelihoodEstimator, nle),
