@@ -208,7 +208,8 @@ def fit(
     known = rows.sample.rows
     model.normalise(known, rows.sample.weight)
     model.provenance = {**facts, "flags": flags}
-    model.familiar = Familiar.of(known.x, known.n_events, categories=model.categories, seen=reader(model))
+    fresh, kind = (rows.validation.rows.x, rows.validation.rows.n_events), model.categories
+    model.familiar = Familiar.of(known.x, known.n_events, categories=kind, seen=reader(model), fresh=fresh)
     found = Fit(
         estimator=model,
         loss=name_of(loss),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -34,7 +34,13 @@ class Familiar:
 
     @classmethod
     def of(
-        cls, x: Tensor, n_events: Tensor | None = None, *, categories: int | None = None, seen: Reader | None = None
+        cls,
+        x: Tensor,
+        n_events: Tensor | None = None,
+        *,
+        categories: int | None = None,
+        seen: Reader | None = None,
+        fresh: tuple[Tensor, Tensor | None] | None = None,
     ) -> Self:
         """Remember rows x (N, *event), of which n_events (N,) count; of more than 20,000 some that lie evenly.
 
@@ -43,6 +49,7 @@ class Familiar:
             n_events: of runs of events.
             categories: x is a class label below this number.
             seen: an embedding, whose view of x is remembered too.
+            fresh: x and n_events of rows that the embedding was not trained on; of those it was, it may make more.
         """
         most = max(KEPT, min(MOST, int(NUMBERS / max(1, math.prod(x.shape[1:])))))
         some = torch.linspace(0, len(x) - 1, min(len(x), most)).long()
@@ -53,8 +60,9 @@ class Familiar:
             return cls({**state, "labels": torch.bincount(x.flatten().long(), minlength=categories)})
         state |= _prefixed("x", Crowd.of(features_of(x, x.shape[1:], n_events)))
         if seen is not None:
+            others, count = fresh or (x, n_events)
             few = slice(2 * KEPT)
-            state |= _prefixed("seen", Crowd.of(_read(seen, x[few], None if n_events is None else n_events[few])))
+            state |= _prefixed("seen", Crowd.of(_read(seen, others[few], None if count is None else count[few])))
         return cls(state)
 
     @property
@@ -109,17 +117,10 @@ class Familiar:
             return [self._judge_labels(x, false_alarm)]
         deep = seen is not None and "seen.rows" in self.state
         level = false_alarm / (len(TESTS) + 2 * deep)
-        found = self.crowd().check(
-            self.columns(x, n_events),
-            self.names(),
-            level,
-        )
+        found = self.crowd().check(self.columns(x, n_events), self.names(), level)
         if deep and seen is not None:
-            view = _read(seen, x, n_events)
-            found += [
-                Check(f"{check.name} in the embedding", *list(vars(check).values())[1:])
-                for check in self.crowd("seen").check(view, (), level, tests=TESTS[1:])
-            ]
+            also = self.crowd("seen").check(_read(seen, x, n_events), (), level, tests=TESTS[1:])
+            found += [replace(check, name=f"{check.name} in the embedding") for check in also]
         return found
 
     def _judge_labels(self, x: Tensor, level: float) -> Check:

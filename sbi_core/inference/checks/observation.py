@@ -8,7 +8,7 @@ import torch
 from sbi_core.columns import to_column
 from sbi_core.errors import InputError
 from sbi_core.inference.checks.check import Check
-from sbi_core.inference.checks.familiar import FALSE_ALARM, MOST, Familiar, reader
+from sbi_core.inference.checks.familiar import FALSE_ALARM, MOST, Familiar, Reader, reader
 from sbi_core.inference.checks.set_test import set_test
 from sbi_core.inference.observed import in_shape
 from sbi_core.seeding import fresh_seed, one_thread
@@ -93,7 +93,7 @@ def check_observation(
     Args:
         x_obs: as `infer` takes it, but NaN is a finding here, not an error.
         simulations: rows or a store; not needed if the estimator remembers its own (sets then need a simulator).
-        estimator: a trained one.
+        estimator: a trained one, for its embedding and its memory.
         simulator: where whole sets come from; 1,000 times n rows are drawn.
         design: the design of the observation, (K,), or of each row. It is fixed in a set from the simulator; all else
             is compared with rows of all designs.
@@ -114,35 +114,38 @@ def check_observation(
         False
     """
     seed = fresh_seed() if seed is None else seed
+    found = to_column("x_obs", x_obs)
+    bad = ~torch.isfinite(found)
+    if bool(bad.any()):
+        what = "NaN" if bool(found.isnan().any()) else "infinite"
+        where = f"{int(bad.sum())} of {found.numel()} places, first at {bad.nonzero()[0].tolist()}"
+        check = Check("finite", "", float(bad.sum()), (0.0, 0.0), False, f"{what} in {where}; no more was checked")
+        return ObservationCheck((check,), false_alarm, seed)
     rows = None if simulations is None else _rows(simulations)
-    known = getattr(estimator, "familiar", None) if rows is None else None
-    if rows is None and known is None:
-        raise InputError(
-            "simulations is missing, and the estimator remembers none. Give simulations=..., or the estimator "
-            "of a finished fit."
-        )
+    seen = reader(estimator)
     with one_thread(), torch.no_grad():
-        seen = reader(estimator)
-        if rows is not None:
-            known = Familiar.of(rows.x, rows.n_events, categories=rows.info.categories, seen=seen)
-        found = to_column("x_obs", x_obs)
-        bad = ~torch.isfinite(found)
-        if bool(bad.any()):
-            first = bad.nonzero()[0].tolist()
-            what = "NaN" if bool(found.isnan().any()) else "infinite"
-            text = f"{what} in {int(bad.sum())} of {found.numel()} places, first at {first}; nothing else was checked"
-            return ObservationCheck(
-                (Check("finite", "", float(bad.sum()), (0.0, 0.0), False, text),), false_alarm, seed
-            )
+        known = _known(rows, estimator, seen)
         x, count = in_shape(found, known.event, known, iid, batch, n_events)
-        event, leading = x.shape[iid + batch :], x.shape[: iid + batch]
-        flat, each = x.reshape(-1, *event), None if count is None else count.reshape(-1)
+        leading, event = x.shape[: iid + batch], x.shape[iid + batch :]
+        x, count = x.reshape(-1, *event), None if count is None else count.reshape(-1)
         as_set = iid and leading[-1] > 1
-        checks = known.check(flat, each, seen=seen, false_alarm=false_alarm / (1 + as_set))
+        checks = known.check(x, count, seen=seen, false_alarm=false_alarm / (1 + as_set))
         if as_set:
             test = set_test(known, rows, leading[-1], simulator=simulator, design=design, seed=seed)
-            checks += test.check(flat, each, false_alarm=false_alarm / 2)
+            checks += test.check(x, count, false_alarm=false_alarm / 2)
     return ObservationCheck(tuple(checks), false_alarm, seed)
+
+
+def _known(rows: Simulations | None, estimator: Any, seen: Reader | None) -> Familiar:
+    if rows is not None:
+        return Familiar.of(rows.x, rows.n_events, categories=rows.info.categories, seen=seen)
+    known: Familiar | None = getattr(estimator, "familiar", None)
+    if known is None:
+        raise InputError(
+            "simulations is missing, and the estimator remembers none. Give simulations=..., or the estimator of a "
+            "finished fit."
+        )
+    return known
 
 
 def _rows(simulations: Any) -> Simulations:

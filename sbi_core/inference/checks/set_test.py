@@ -9,6 +9,7 @@ from numpy.random import SeedSequence
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from sbi_core.campaign import simulate
 from sbi_core.columns import to_column
 from sbi_core.inference.checks.check import Check
 from sbi_core.inference.checks.crowd import TESTS, Crowd
@@ -65,19 +66,21 @@ def set_test(
 
     Args:
         known: what is known of single rows.
-        rows: stored simulations.
+        rows: stored simulations; they are made if there are none, at thetas from the simulator's prior.
         n: rows of a set.
         simulator: where rows at one theta come from.
         design: the design of the set, (K,).
         seed: of everything random here.
     """
-    several = design is not None and to_column("design", design).ndim > 1
+    design = None if design is None else to_column("design", design).double()
     if n < FEWEST:
         return SetTest(known, n, unresolved=f"{n} rows are too few to be looked at as a set, {FEWEST} are enough")
-    if rows is None:
-        return SetTest(known, n, unresolved="sets of rows at one theta need simulations=...")
-    if several:
+    if design is not None and design.ndim > 1:
         return SetTest(known, n, unresolved="the rows have designs of their own")
+    if rows is None:
+        if simulator is None:
+            return SetTest(known, n, unresolved="sets of rows at one theta need simulations=... or simulator=...")
+        rows = simulate(simulator, FROM_SIMULATOR, design=design, seed=seed, progress=False)[:]
     spacing, used = simulator is not None or _continuous(known, rows), n
     if simulator is not None:
         sets = _drawn(known, rows, simulator, design, n, seed)
@@ -95,13 +98,13 @@ def set_test(
     return SetTest(known, n, used, crowd, spacing)
 
 
-def _drawn(known: Familiar, rows: Simulations, simulator: Simulator, design: Any, n: int, seed: int) -> Sets:
+def _drawn(known: Familiar, rows: Simulations, simulator: Simulator, design: Tensor | None, n: int, seed: int) -> Sets:
     """Sets of n rows from the simulator, at thetas of the stored rows; those with a failed row are left out."""
     rows = rows.reordered(simulator.parameters, simulator.designs)
     some = torch.randperm(len(rows), generator=torch_generator(SeedSequence(seed)))[:FROM_SIMULATOR]
     theta, settings = rows.theta[some], None if rows.design is None else rows.design[some]
     if design is not None:
-        settings = to_column("design", design).double().expand(len(theta), -1)
+        settings = design.expand(len(theta), -1)
     x, n_events = draw_sets(simulator, theta, settings, n, seed=seed)
     whole = x.flatten(1).isfinite().all(1).reshape(-1, n).all(1)
     z = _view(known, x.nan_to_num(), n_events).unflatten(0, (-1, n))[whole]

@@ -126,7 +126,7 @@ def _in_common(own: Tensor, beside: Tensor, *, moments: bool) -> float:
     pairs = [(own.clamp(-4, 4), beside.clamp(-4, 4))]
     if moments:
         pairs.append(((own.square() + 0.01).log(), (beside.square() + 0.01).log()))
-        pairs.append((*((e[..., i] * e[..., j]).clamp(-4, 4) for e in (own, beside)),))
+        pairs.append(((own[:, i] * own[:, j]).clamp(-4, 4), (beside[..., i] * beside[..., j]).clamp(-4, 4)))
     found = [0.0]
     for a, b in pairs:
         if a.shape[1]:

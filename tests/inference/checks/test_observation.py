@@ -135,6 +135,9 @@ def test_an_estimator_is_enough_for_single_rows():
     assert check_observation([0.5, 30.0], estimator=trained, seed=1).passed is False
     found = check_observation(torch.zeros(20, 2), estimator=trained, iid=True, seed=1)
     assert found.checks[-1].passed is None and "need simulations" in found.checks[-1].text
+    x = world.sample(torch.zeros(20, 2).double(), None, torch.Generator().manual_seed(1))[0]
+    options = {"estimator": trained, "simulator": world, "iid": True, "seed": 1}
+    assert check_observation(x, **options).passed and check_observation(3 * x, **options).passed is False
 
 
 def test_labels():
