@@ -12,7 +12,7 @@ from sbi_core.inference.checks.check import Check
 from sbi_core.inference.checks.crowd import KEPT, TESTS, Crowd
 from sbi_core.inference.checks.features import features_of, names_of
 
-MOST, NUMBERS = 20_000, 2e7
+MOST, NUMBERS = 20_000, 1e7
 """Rows that are looked at, and numbers in them, at most."""
 
 FALSE_ALARM = 1e-3
