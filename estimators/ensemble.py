@@ -55,6 +55,7 @@ class Ensemble(Estimator):
         self.members = nn.ModuleList(members)
         if self.counted:
             self.always_full.copy_(first.always_full)
+        self.familiar = first.familiar
         self.trained.fill_(True)
         self.eval()
 

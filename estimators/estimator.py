@@ -50,12 +50,14 @@ class Estimator(nn.Module, abc.ABC):
         features: how many numbers a network reads of one x.
         regression: the `GaussianRegression` that the network corrects, `None` if there is none.
         decay: weight decay times training rows that suits it by default. Class attribute.
+        familiar: what is remembered of the training rows' x (see `Familiar`); `None` before training.
     """
 
     trained: Tensor
     always_full: Tensor
     normalized = ""
     decay = 500.0
+    familiar: Any = None
     uncounted = "Build it with from_data(data), or counted=True."
 
     def __init__(
@@ -171,10 +173,7 @@ class Estimator(nn.Module, abc.ABC):
     def log_likelihood(
         self, theta: Tensor, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
     ) -> Tensor:
-        """log p(x | theta, design) in nats up to a term without theta; theta (*, D), x (*, event), together (*).
-
-        Of runs of events the first n_events (*) count.
-        """
+        """log p(x | theta, design), nats, up to a term without theta; theta (*, D), x (*, event), n_events (*), (*)."""
         return self.observe(x, design, **({} if n_events is None else {"n_events": n_events}))(theta)
 
     @torch.no_grad()
@@ -253,7 +252,7 @@ class Estimator(nn.Module, abc.ABC):
         self._check_x(x)
         return x.flatten(x.ndim - len(self.x_shape))
 
-    def _seen(self, x: Tensor, n_events: Tensor | None = None) -> Tensor:
+    def seen(self, x: Tensor, n_events: Tensor | None = None) -> Tensor:
         """What a network reads of x (*, event), (*, features), float32.
 
         A label is one-hot, numbers are scaled, and pass the embedding if there is one. Padding becomes zero, whatever

@@ -16,10 +16,14 @@ from torch import nn
 from sbi_core.errors import InputError, StoreError
 from sbi_core.estimators.embeddings import Embedding, as_embedding
 from sbi_core.estimators.estimator import Estimator
+from sbi_core.inference.checks.familiar import Familiar
 from sbi_core.parameters import Parameter
 from sbi_core.store import package_versions
 
 FORMAT = 1
+
+FAMILIAR = "familiar/"
+"""What the names of tensors begin with that say which x was simulated."""
 
 
 def save_estimator(estimator: Estimator, folder: str | Path) -> Path:
@@ -30,7 +34,9 @@ def save_estimator(estimator: Estimator, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = save({key: value.contiguous().cpu() for key, value in estimator.state_dict().items()})
+    familiar = {} if estimator.familiar is None else estimator.familiar.state
+    tensors = {**estimator.state_dict(), **{f"{FAMILIAR}{key}": value for key, value in familiar.items()}}
+    weights = save({key: value.contiguous().cpu() for key, value in tensors.items()})
     digest = hashlib.sha256(weights).hexdigest()
     weights_name = f"weights-{digest[:16]}.safetensors"
     content = {
@@ -86,9 +92,12 @@ def load_estimator(folder: str | Path, *, embedding: nn.Module | None = None) ->
     weights = weights_path.read_bytes() if weights_path.is_file() else b""
     if hashlib.sha256(weights).hexdigest() != content["weights_sha256"]:
         raise StoreError(f"{weights_path} is missing, truncated or altered: its checksum is wrong.")
-    estimator = _build(content["estimator"], embedding)
+    estimator, tensors = _build(content["estimator"], embedding), load(weights)
+    familiar = {key: tensors.pop(key) for key in list(tensors) if key.startswith(FAMILIAR)}
+    if familiar:  # older files have none
+        estimator.familiar = Familiar({key.removeprefix(FAMILIAR): value for key, value in familiar.items()})
     try:
-        estimator.load_state_dict(load(weights))
+        estimator.load_state_dict(tensors)
     except RuntimeError as error:
         said = " ".join(str(error).split())
         if embedding is None:

@@ -179,7 +179,7 @@ class PosteriorEstimator(Estimator):
 
     def _context(self, x: Tensor, design: Tensor | None, n_events: Tensor | None) -> Tensor:
         """What is read of x, and scaled design, side by side, (*, C)."""
-        seen = self._seen(x, n_events)
+        seen = self.seen(x, n_events)
         self._check_design(design)
         return seen if design is None else joined([seen, self.design_scaler(design)])
 

@@ -81,14 +81,14 @@ class RatioEstimator(Estimator):
         """Fit scaling and regression to training rows; return a flag for constant columns."""
         flags = super().adapt(rows)
         if self.regression is not None:
-            self.regression.adapt(self._seen(rows.x), joined(self._conditions(rows.theta, rows.design)))
+            self.regression.adapt(self.seen(rows.x), joined(self._conditions(rows.theta, rows.design)))
         return flags
 
     def observe(
         self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
         """Scale and embed x (*, event), n_events (*), once: the function theta (*, D) -> nats (*)."""
-        return self.look(self._seen(x, n_events), design)
+        return self.look(self.seen(x, n_events), design)
 
     def look(self, seen: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """`observe` for x that was scaled and embedded, seen (*, features): the function theta (*, D) -> nats (*)."""
@@ -109,4 +109,4 @@ class RatioEstimator(Estimator):
         """The batch with plain numbers x scaled once for all steps; labels and what an embedding reads stay."""
         if self.embedding is not None or self.categories:
             return batch
-        return replace(batch, seen=self._seen(batch.x, batch.n_events))
+        return replace(batch, seen=self.seen(batch.x, batch.n_events))

@@ -128,7 +128,7 @@ class ScoreEstimator(Estimator):
     def score(self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None) -> Tensor:
         """grad_theta log p(x | theta, design) at theta_ref; x (*, event), design (*, K), n_events (*), as (*, D)."""
         self._check_design(design)
-        seen = self._seen(x, n_events)
+        seen = self.seen(x, n_events)
         value: Tensor = self.network(seen if design is None else joined([seen, self.design_scaler(design)]))
         return value.double() @ self.unit.T
 

@@ -165,6 +165,7 @@ class SummaryEstimator(Estimator):
             if not part.trained:
                 raise InputError(f"parts[{number}] is not trained. Give the estimator of a finished fit.")
         self.parts = nn.ModuleList(parts)
+        self.familiar = score.familiar
         if self.counted:
             self.always_full.copy_(score.always_full)
         self.trained.fill_(True)

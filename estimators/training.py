@@ -24,6 +24,7 @@ from sbi_core.estimators.options import check_options, device_of
 from sbi_core.estimators.start import regresses, start
 from sbi_core.estimators.streams import Split, Stream, split
 from sbi_core.gold_check import GoldCheck
+from sbi_core.inference.checks.familiar import Familiar, reader
 from sbi_core.priors import describe
 from sbi_core.seeding import fresh_seed, one_thread, seeded, torch_generator
 from sbi_core.simulations import Rows
@@ -204,8 +205,11 @@ def fit(
     flags += _far_out(model, rows)
     if model.embedding is not None:
         model.embedding.mixed_precision = False
-    model.normalise(rows.sample.rows, rows.sample.weight)
+    known = rows.sample.rows
+    model.normalise(known, rows.sample.weight)
     model.provenance = {**facts, "flags": flags}
+    fresh, kind = (rows.validation.rows.x, rows.validation.rows.n_events), model.categories
+    model.familiar = Familiar.of(known.x, known.n_events, categories=kind, seen=reader(model), fresh=fresh)
     found = Fit(
         estimator=model,
         loss=name_of(loss),

@@ -12,9 +12,6 @@ from torch import Tensor
 from sbi_core.columns import check_labels, read_csv, to_column
 from sbi_core.errors import InputError, nearest
 
-WIDEST = 1000
-"""Numbers in one observation up to which the simulated range is kept column by column."""
-
 
 def read_observation(source: str | Sequence[float], supplied: Mapping[str, Path]) -> Tensor:
     """Read an observation from a csv, npy or npz file, a supplied name or a list of numbers.
@@ -154,30 +151,3 @@ def check_event(
     if categories is not None:
         check_labels("x_obs", rows, categories)
     return rows if iid else rows[0]
-
-
-def x_range(data: Any) -> dict[str, Any] | None:
-    """What x the training rows cover: the labels that occur, or the ends of each column."""
-    rows = data[:]
-    x = rows.x[rows.valid].flatten(1)
-    if rows.info.categories is not None:
-        return {"labels": x.unique().tolist()}
-    if x.shape[1] > WIDEST:
-        return None
-    return {"low": x.min(0).values.tolist(), "high": x.max(0).values.tolist()}
-
-
-def inside(x_obs: Tensor, known: Mapping[str, Any] | None) -> str:
-    """Say whether observations (n, *event) lie where simulations did."""
-    if not known:
-        return "unchecked"
-    flat = x_obs.flatten(1).double()
-    if "labels" in known:
-        outside = ~torch.isin(flat, torch.tensor(known["labels"]).double()).all(1)
-    else:
-        low, high = (torch.tensor(known[end], dtype=torch.float64) for end in ("low", "high"))
-        outside = ((flat < low) | (flat > high)).any(1)
-    if not bool(outside.any()):
-        return f"{'all inside' if len(flat) > 1 else 'inside'}, column by column"
-    first = int(outside.nonzero()[0])
-    return f"NOT inside: {int(outside.sum())} of {len(flat)} rows; the first is row {first}: {flat[first].tolist()[:5]}"

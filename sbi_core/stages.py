@@ -21,10 +21,10 @@ from sbi_core.campaign import simulate
 from sbi_core.errors import InputError, MissingGold, StoreError
 from sbi_core.gold_check import check_gold
 from sbi_core.inference import GridPosterior, infer
-from sbi_core.observation import check_event, inside, pad_events, x_range
+from sbi_core.observation import check_event, pad_events
 from sbi_core.parameters import Parameter
 from sbi_core.priors import describe, restore
-from sbi_core.results import RANGE, Results, compare_log_ratios, fresh_rows
+from sbi_core.results import Results, compare_log_ratios, fresh_rows
 from sbi_core.run_folder import write_json, write_npz, write_record
 from sbi_core.seeding import seeded
 from sbi_core.simulations import Simulations
@@ -176,7 +176,6 @@ def _trained(job: Job, data: Any, gold: Mapping[str, Any] | None) -> tuple[Any, 
     )
     training = {name: getattr(fit, name) for name in ("loss", "best_epoch", "ended", "seed", "seconds", "history")}
     training |= {"flags": list(fit.flags), "rows": list(fit.rows), "simulations": len(data), "gold": gold}
-    training["x_range"] = x_range(data)
     write_json(notes, training)
     fit.estimator.save(folder)
     shutil.rmtree(job.folder / "training", ignore_errors=True)
@@ -262,8 +261,6 @@ def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution, x
         rows = pad_events(rows, estimator.x_shape, leading=1)[0]
     options = {"iid": iid, "seed": job.seed, **job.plain["inference"]}
     posterior: Any = infer(estimator, prior, x_obs, **options)
-    found = inside(rows, (results.training or {}).get("x_range"))
-    posterior.verdicts = {**posterior.verdicts, RANGE: found}
     exact = _exactly(world, prior, x_obs, options) if world is not None and world.is_exact else None
     write_npz(job.folder / "posterior.npz", x_obs=x_obs, **_arrays(posterior, exact, job.seed))
     if find_spec("xarray") and find_spec("h5netcdf"):  # an extra

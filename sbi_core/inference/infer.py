@@ -1,7 +1,10 @@
 """From a log likelihood and a prior to a posterior."""
 
 import math
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +12,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.columns import to_column
-from sbi_core.errors import InputError, nearest
+from sbi_core.errors import InputError, SbiWarning, nearest
 from sbi_core.inference.cells import COARSE, COARSEST, grid_posterior, resolution
+from sbi_core.inference.checks.familiar import recognise
 from sbi_core.inference.grid import GridPosterior
 from sbi_core.inference.nuts import nuts
 from sbi_core.inference.observed import Observed
@@ -76,11 +80,12 @@ def infer(
         n: draws, of each chain or in all; by default as many as the method needs.
         chains: of "hmc" (20 by default) and "nuts" (4); of a single one nothing can be said about its convergence.
         seed: of draws; `None` takes a fresh one. It is recorded as `posterior.seed`.
-        time_limit: seconds. Chains that are stopped by it say so.
+        time_limit: seconds. Chains that are stopped by it say so; a grid is not of use before it is done.
 
     Returns:
         A distribution with event shape (D,) and batch shape (B,) or (); of an ensemble also the posterior of each
-        member, as `members`, and how far they lie apart among the `verdicts`.
+        member, as `members`, and how far they lie apart among the `verdicts`. Where the estimator remembers which x
+        were simulated, an x_obs unlike them is the first of the `flags`, and an `SbiWarning` before the answer.
 
     Raises:
         InputError: for an x_obs of another shape, not finite, or other than x in training where that was constant; a
@@ -104,16 +109,22 @@ def infer(
     observed = Observed(estimator, x_obs, **asked)
     method = _chosen(method, len(axes), estimator, observed)
     seed = fresh_seed() if seed is None else seed
+    known, strange = recognise(estimator, observed.x, observed.n_events)
+    if strange:
+        warnings.warn(strange, SbiWarning, stacklevel=2)
     posterior: Posterior
-    with seeded(seed), one_thread():
-        if method == "grid":
-            posterior = _on_a_grid(axes, prior, observed, batch)
-        else:
-            target = Target(prior, observed, observed.rows, observed.at_once)
-            own: dict[str, Any] = {"importance": {}, "direct": {"draw": observed.direct}}
-            drawn = METHODS[method](target, n=n, time_limit=time_limit, **own.get(method, {"chains": chains}))
-            posterior = _of_draws(axes, prior, observed, drawn, batch)
-    posterior.flags = (*posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
+    try:
+        with seeded(seed), one_thread():
+            if method == "grid":
+                posterior = _on_a_grid(axes, prior, observed, batch, time.monotonic() + time_limit)
+            else:
+                target = Target(prior, observed, observed.rows, observed.at_once)
+                own: dict[str, Any] = {"importance": {}, "direct": {"draw": observed.direct}}
+                drawn = METHODS[method](target, n=n, time_limit=time_limit, **own.get(method, {"chains": chains}))
+                posterior = _of_draws(axes, prior, observed, drawn, batch)
+    except InputError as error:
+        raise type(error)(f"{error} {strange}".strip()) from None
+    posterior.flags = (*filter(None, [strange]), *posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
     posterior = posterior if of is None else posterior.marginal(of)
     posterior.seed, posterior.x_obs = seed, to_column("x_obs", x_obs)
     drawn_so: dict[str, Any] = {
@@ -124,14 +135,16 @@ def infer(
         "seed": seed,
         "time_limit": time_limit,
     }
-    posterior.members = tuple(
-        infer(member, prior, x_obs, **asked, **drawn_so) for member in getattr(estimator, "members", ())
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SbiWarning)  # what is strange about x_obs was said
+        posterior.members = tuple(
+            infer(member, prior, x_obs, **asked, **drawn_so) for member in getattr(estimator, "members", ())
+        )
     posterior.verdicts = {
         **posterior.verdicts,
         "spread of trainings": _spread(posterior),
         "coverage": "unchecked",
-        "x_obs inside the simulated range": "unchecked",
+        "x_obs inside the simulated range": known,
     }
     return posterior
 
@@ -167,8 +180,11 @@ def _chosen(method: str, dims: int, estimator: Any, observed: Observed) -> str:
     return "grid" if dims <= AUTO else "direct" if observed.is_direct else "hmc"
 
 
-def _on_a_grid(axes: tuple[Parameter, ...], prior: Distribution, observed: Observed, batch: bool) -> GridPosterior:
-    edges, density, flags = grid_posterior(axes, prior, observed.log_likelihood, observed.rows)
+def _on_a_grid(
+    axes: tuple[Parameter, ...], prior: Distribution, observed: Observed, batch: bool, until: float
+) -> GridPosterior:
+    look = partial(observed.log_likelihood, until=until)
+    edges, density, flags = grid_posterior(axes, prior, look, observed.rows)
     if not torch.isfinite(density.flatten(1).max(1).values).all():
         raise InputError("the likelihood of x_obs is zero, or not a number, everywhere in the prior.")
     least = float(resolution(density).min())

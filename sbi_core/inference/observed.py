@@ -1,5 +1,7 @@
 """An observation, checked and seen once by an estimator: what every method of inference reads."""
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +28,11 @@ class Observed:
         n_events: as `infer` takes it.
         iid: sum over a leading axis of x_obs, in float64; equal observations are evaluated once.
         batch: one problem for each row of x_obs; else R = 1.
-
         constraints: as `infer` takes them.
+
+    Attributes:
+        x: all observations of all problems, (N, *event).
+        n_events: how many of their events count, (N,), if that is not the same for all.
 
     Raises:
         InputError: for an observation, design or constraint that does not fit, an estimator that was not trained.
@@ -47,13 +52,15 @@ class Observed:
         self.axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or estimator.parameters
         self._constraints = _constraints(constraints or {}, self.axes)
         shape = tuple(estimator.x_shape) if estimator.x_shape is not None else None
-        x, count = _observation(x_obs, shape, estimator, iid, batch, n_events)
+        x, count = in_shape(x_obs, shape, estimator, iid, batch, n_events)
         settings = None if design is None else _design(design, estimator, tuple(x.shape[: iid + batch]), iid, batch)
         if getattr(estimator, "trained", True) is not True and not bool(estimator.trained):
             raise InputError(
                 f"{type(estimator).__name__} is not trained; give the estimator of a Fit: infer(run.estimator, ...)"
             )
         self.rows = len(x) if batch else 1
+        self.x = x.reshape(-1, *x.shape[iid + batch :])
+        self.n_events = None if count is None else count.reshape(-1)
         if not batch:
             x, count = x[None], None if count is None else count[None]
         weight = None
@@ -94,9 +101,16 @@ class Observed:
         return theta, density[..., 0].double()
 
     @torch.no_grad()
-    def log_likelihood(self, theta: Tensor) -> Tensor:
-        """Theta (R, G, D) -> nats (R, G), in parts, so that any G fits into memory."""
-        return torch.cat([self(part) for part in theta.split(self.at_once, 1)], 1)
+    def log_likelihood(self, theta: Tensor, *, until: float = math.inf) -> Tensor:
+        """Theta (R, G, D) -> nats (R, G), in parts, so that any G fits into memory; `InputError` after a given time."""
+        found = []
+        for part in theta.split(self.at_once, 1):
+            if time.monotonic() > until:
+                raise InputError(
+                    "time_limit: it came before the grid was done. Raise it, or say method='hmc', which stops in time."
+                )
+            found.append(self(part))
+        return torch.cat(found, 1)
 
 
 def _constraints(
@@ -117,10 +131,10 @@ def _constraints(
     return found
 
 
-def _observation(
+def in_shape(
     x_obs: Any, shape: tuple[int, ...] | None, estimator: Any, iid: bool, batch: bool, n_events: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """x (*, event) and, of runs of events, their numbers (*)."""
+    """x (*, event) and, of runs of events, their numbers (*); `InputError` if x_obs is no observation of that shape."""
     x, count = to_column("x_obs", x_obs), None
     extra = int(iid) + int(batch)
     if getattr(estimator, "needs_n_events", False):

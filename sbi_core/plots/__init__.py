@@ -1,5 +1,7 @@
 """Pictures, with matplotlib. Every function draws on `axes` (new ones if none are given) and returns them."""
 
+from sbi_core.plots.checks import closure, coverage, ranks
+from sbi_core.plots.limits import coverage_map, neyman_belt, profile, ratio_calibration, region
 from sbi_core.plots.posteriors import corner, posterior_1d, posterior_2d
 from sbi_core.plots.run import board, gold_scores, learned_against_exact, log_ratios, observation, training_curves
 from sbi_core.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, VERMILION, style
@@ -13,13 +15,21 @@ __all__ = [
     "STYLE",
     "VERMILION",
     "board",
+    "closure",
     "corner",
+    "coverage",
+    "coverage_map",
     "gold_scores",
     "learned_against_exact",
     "log_ratios",
+    "neyman_belt",
     "observation",
     "posterior_1d",
     "posterior_2d",
+    "profile",
+    "ranks",
+    "ratio_calibration",
+    "region",
     "style",
     "training_curves",
 ]

@@ -97,7 +97,7 @@ def test_leading_axes(make, leading):
 
 def test_a_head_without_embedding_sees_the_logarithm_of_the_number():
     estimator, data = learned(), rows(RUNS, 30)
-    seen = estimator._seen(data.x, data.n_events)
+    seen = estimator.seen(data.x, data.n_events)
     assert torch.allclose(seen[:, -1].double(), torch.log((1 + data.n_events.double()) / (1 + RUNS.n_max)), atol=1e-6)
     present = torch.arange(RUNS.n_max) < data.n_events[:, None]
     assert (seen[:, :-1].unflatten(1, (-1, 2))[~present] == 0).all()

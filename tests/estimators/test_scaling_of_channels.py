@@ -96,9 +96,9 @@ def test_no_events_at_all():
 def test_a_large_offset_costs_nothing():
     x = noise(300, 3, 8, 8)
     one, other = adapted(x, "cnn")[0], adapted(x + 3e7, "cnn")[0]
-    assert torch.allclose(one._seen(x), other._seen(x + 3e7), atol=1e-5)
+    assert torch.allclose(one.seen(x), other.seen(x + 3e7), atol=1e-5)
     late = adapted((x + 3e7).float(), "cnn")[0]
-    assert not torch.allclose(one._seen(x), late._seen((x + 3e7).float()), atol=1e-5), "saboteur: float32 before"
+    assert not torch.allclose(one.seen(x), late.seen((x + 3e7).float()), atol=1e-5), "saboteur: float32 before"
 
 
 # Many numbers
