@@ -1,0 +1,250 @@
+"""The profile likelihood: the nuisance parameters at their best for each value of the parameters of interest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbi_core.inference.frequentist.intervals import crossings
+from sbi_core.inference.frequentist.maximum import Box, Maximum, Surface, climb, information, maxima, values
+
+COARSE, LOCAL = 65, 41
+"""Points over the whole range of one parameter, and within `REACH` standard deviations of each maximum."""
+
+REACH = 4.5
+
+FINER, HALVINGS = 7, 3
+"""Points that are put into each gap with a crossing, and how often."""
+
+PLANE = 49
+"""Points per axis for two parameters."""
+
+NUISANCE = 16
+"""Evenly spread values of the nuisance parameters that each climb may start from, besides the best fit's."""
+
+SAME = 1e-6
+"""Nats by which a neighbour's nuisance parameters must be better to climb again from them."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One log likelihood and what is asked of it.
+
+    Attributes:
+        surface: theta (1, G, D) -> nats (1, G).
+        box: the ranges.
+        of: columns of the parameters of interest.
+        at_once: thetas that are evaluated together.
+    """
+
+    surface: Surface
+    box: Box
+    of: tuple[int, ...]
+    at_once: int = 10**5
+
+    @property
+    def nuisance(self) -> list[int]:
+        """The other columns."""
+        return [k for k in range(len(self.box.low)) if k not in self.of]
+
+
+@dataclass(frozen=True)
+class BestFit:
+    """The maximum of the likelihood.
+
+    Attributes:
+        theta: (D,).
+        value: log likelihood there, nats.
+        covariance: inverse of the observed information, (D, D); NaN where that is not positive definite.
+        edges: -1 or 1 where theta lies on the low or high edge of the range, (D,).
+        others: distinct lower maxima, (M, D), and their values (M,).
+        agree: how many of how many climbs ended in the best one.
+    """
+
+    theta: Tensor
+    value: float
+    covariance: Tensor
+    edges: Tensor
+    others: Maximum
+    agree: tuple[int, int]
+
+
+def best_fit(problem: Problem) -> BestFit:
+    """Maximum likelihood inside the ranges, by climbs from many starts.
+
+    Raises:
+        InputError: if the likelihood is zero everywhere.
+    """
+    found = maxima(problem.surface, problem.box, problem.at_once)
+    return described(problem, found)
+
+
+def described(problem: Problem, found: Maximum) -> BestFit:
+    """The best of some climbs (1, S, D), the distinct others, and the curvature at the best."""
+    box = problem.box
+    order = found.value[0].argsort(descending=True)
+    theta, value = found.theta[0, order], found.value[0, order]
+    distinct = [0]
+    for k in range(1, len(order)):
+        apart = ((theta[k] - theta[distinct]) / box.width).abs().amax(-1)
+        if bool((apart > 1e-2).all()) and value[k].isfinite():
+            distinct.append(k)
+    matrix = information(problem.surface, theta[0], box)
+    edges = box.edges(theta[0])
+    covariance = torch.full_like(matrix, torch.nan)
+    if bool((torch.linalg.eigvalsh(matrix) > 0).all()):
+        covariance = torch.linalg.inv(matrix)
+    agree = int((value > value[0] - 0.01).sum())
+    others = Maximum(theta[None, distinct[1:]], value[None, distinct[1:]])
+    return BestFit(theta[0], float(value[0]), covariance, edges, others, (agree, len(order)))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """max_nu log L(psi, nu) on a grid of psi of k parameters.
+
+    Attributes:
+        theta: psi with the best nuisance parameters, (*grid, D).
+        value: log likelihood there, nats (*grid).
+        best: the maximum.
+    """
+
+    theta: Tensor
+    value: Tensor
+    best: BestFit
+
+    @property
+    def q(self) -> Tensor:
+        """-2 [max_nu log L(psi, nu) - max log L], (*grid)."""
+        return (2 * (self.best.value - self.value)).clamp(min=0.0)
+
+
+def profiled(problem: Problem, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Climb in the nuisance parameters from theta (G, D), or from an evenly spread start if that is higher.
+
+    Returns:
+        theta (G, D) and log likelihood (G,).
+    """
+    nuisance = problem.nuisance
+    if not nuisance:
+        return theta, values(problem.surface, theta[None], problem.at_once)[0]
+    spread = problem.box.spread(NUISANCE)[:, nuisance]
+    starts = theta[:, None].repeat(1, 1 + NUISANCE, 1)
+    starts[:, 1:, nuisance] = spread
+    scanned = values(problem.surface, starts.flatten(0, 1)[None], problem.at_once)[0].reshape(starts.shape[:2])
+    start = starts[torch.arange(len(starts)), scanned.argmax(1)]
+    found = [
+        climb(problem.surface, one[None], problem.box, fixed=problem.of, at_once=problem.at_once)
+        for one in (start, theta)
+    ]
+    both = Maximum(torch.stack([f.theta[0] for f in found], 1), torch.stack([f.value[0] for f in found], 1)).best()
+    return both.theta[:, 0], both.value[:, 0]
+
+
+def started(problem: Problem, psi: Tensor, best: BestFit) -> Tensor:
+    """psi (*grid, k) with the best fit's nuisance parameters, (*grid, D)."""
+    theta = best.theta.expand(*psi.shape[:-1], -1).clone()
+    theta[..., list(problem.of)] = psi
+    return theta
+
+
+def profile_grid(problem: Problem, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Profile on a grid: theta (*grid, D) with the best nuisance parameters, and log likelihood (*grid).
+
+    Each point starts from the nuisance parameters it comes with; where a neighbour's turn out to be better, it climbs
+    again from those.
+    """
+    grid, of = theta.shape[:-1], list(problem.of)
+    flat, value = profiled(problem, theta.reshape(-1, theta.shape[-1]))
+    theta, value = flat.reshape(theta.shape), value.reshape(grid)
+    nuisance = problem.nuisance
+    for _ in range(20 if nuisance else 0):
+        before = value
+        for axis in range(len(grid)):
+            for step in (1, -1):
+                borrowed = theta.clone()
+                borrowed[..., nuisance] = theta.roll(step, axis)[..., nuisance]
+                there = values(problem.surface, borrowed.reshape(1, -1, theta.shape[-1]), problem.at_once).reshape(grid)
+                better = there > value + SAME
+                if bool(better.any()):
+                    again = climb(
+                        problem.surface, borrowed[better][None], problem.box, fixed=of, at_once=problem.at_once
+                    )
+                    theta, value = theta.clone(), value.clone()
+                    theta[better], value[better] = again.theta[0], again.value[0]
+        if bool((value <= before + SAME).all()):
+            break
+    return theta, value
+
+
+def profile_line(problem: Problem, best: BestFit, levels: Sequence[float]) -> Profile:
+    """Profile of one parameter over its range, finer near maxima and where q crosses one of the levels."""
+    of = problem.of[0]
+    low, high = float(problem.box.low[of]), float(problem.box.high[of])
+    sd = best.covariance[of, of].sqrt().nan_to_num((high - low) / 20)
+    centres = [best.theta[of], *best.others.theta[0, :, of]]
+    local = [centre + float(sd) * torch.linspace(-REACH, REACH, LOCAL).double() for centre in centres]
+    psi = torch.cat([torch.linspace(low, high, COARSE).double(), *local, torch.stack(centres)])
+    psi = psi[(psi >= low) & (psi <= high)].unique()
+    theta, value = profile_grid(problem, started(problem, psi[:, None], best))
+    best = _improved(problem, best, theta, value)
+    for number in range(2 + HALVINGS):
+        q = 2 * (best.value - value)
+        if number < 2:  # pieces that the grid may have stepped over
+            dips = ((q[1:-1] <= q[:-2]) & (q[1:-1] <= q[2:])).nonzero()[:, 0]
+            gaps = torch.cat([dips, dips + 1]).unique()
+        else:
+            gaps = torch.cat([crossings(q - level) for level in levels]).unique()
+        if not len(gaps):
+            continue
+        share = torch.arange(1, FINER + 1).double() / (FINER + 1)
+        new = torch.lerp(theta[gaps, None], theta[gaps + 1, None], share[:, None]).flatten(0, 1)
+        new_theta, new_value = profiled(problem, new)
+        order = torch.cat([theta[:, of], new_theta[:, of]]).argsort()
+        theta, value = torch.cat([theta, new_theta])[order], torch.cat([value, new_value])[order]
+        best = _improved(problem, best, theta, value)
+    return Profile(theta, value, best)
+
+
+def profile_plane(problem: Problem, best: BestFit, level: float) -> Profile:
+    """Profile of two parameters over a box that holds where q is at most the level, (PLANE, PLANE)."""
+    of = list(problem.of)
+    low, high = problem.box.low[of], problem.box.high[of]
+    sd = best.covariance.diagonal()[of].sqrt()
+    sd = torch.where(sd.isfinite(), sd, (high - low) / 20)
+    inner = [best.theta[of] - (level**0.5 + 0.5) * sd, best.theta[of] + (level**0.5 + 0.5) * sd]
+    found = None
+    ends = (low, high)
+    for _ in range(6):
+        axes = [torch.linspace(float(a), float(b), PLANE).double() for a, b in zip(*ends, strict=True)]
+        psi = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+        theta, value = profile_grid(problem, started(problem, psi, best))
+        best = _improved(problem, best, theta, value)
+        inside = 2 * (best.value - value) <= level
+        cell = (ends[1] - ends[0]) / (PLANE - 1)
+        where = psi[inside]
+        first = torch.minimum(where.amin(0) - 2 * cell, inner[0]) if len(where) else inner[0]
+        last = torch.maximum(where.amax(0) + 2 * cell, inner[1]) if len(where) else inner[1]
+        wanted = torch.maximum(first, low), torch.minimum(last, high)
+        found = Profile(theta, value, best)
+        if bool(((wanted[1] - wanted[0]) > 0.7 * (ends[1] - ends[0])).all()) and bool(
+            ((wanted[0] >= ends[0] - 1e-9) & (wanted[1] <= ends[1] + 1e-9)).all()
+        ):
+            break
+        ends = wanted
+    return found  # type: ignore[return-value]
+
+
+def _improved(problem: Problem, best: BestFit, theta: Tensor, value: Tensor) -> BestFit:
+    """The best fit, or a better one from the best point of a profile (*grid, D)."""
+    top = int(value.flatten().argmax())
+    if float(value.flatten()[top]) <= best.value + SAME:
+        return best
+    start = theta.reshape(1, -1, theta.shape[-1])[:, [top]]
+    again = climb(problem.surface, start, problem.box, at_once=problem.at_once)
+    others = Maximum(
+        torch.cat([again.theta, best.theta[None, None], best.others.theta], 1),
+        torch.cat([again.value, torch.tensor([[best.value]]).double(), best.others.value], 1),
+    )
+    return described(problem, others)
