@@ -1,0 +1,188 @@
+"""Toys: sets of events drawn at a theta as the experiment would have seen them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.random import SeedSequence
+from torch import Tensor
+from torch.distributions import Cauchy, Distribution, Laplace, MultivariateNormal, Normal, StudentT
+
+from sbi_core.errors import InputError
+from sbi_core.inference.frequentist.maximum import Box, Maximum, climb
+from sbi_core.inference.frequentist.rates import Extended
+from sbi_core.inference.frequentist.sets import Sets, Toys
+from sbi_core.inference.observed import auxiliary
+from sbi_core.seeding import torch_generator
+
+ROWS = 200_000
+"""Events simulated together."""
+
+DENSE, COUNTED = 50_000, 10_000
+"""Events whose sets are climbed together; sets that are, if their x take few values."""
+
+FINE, SCAN = 1025, 16
+"""Thetas at which all toys are looked at: of one parameter where x takes few values; else of each parameter."""
+
+LOCATIONS = (Normal, MultivariateNormal, StudentT, Laplace, Cauchy)
+"""Distributions that say how far a measured value lies from the true one, wherever that is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one toy is.
+
+    Attributes:
+        estimator: what reads it.
+        box: where theta may be.
+        of: columns of the parameters of interest.
+        events: independent events in it; of one `Events` run the whole run is one.
+        design: (K,), or one for each event, (n, K).
+        poisson: draws the number of events anew, if there is a rate.
+        constraints: auxiliary measurements, which are drawn anew as well.
+        simulator: draws events; `None` if only stored ones are used.
+        events_at: another source of events: theta (D,), their number -> x (E, *event).
+    """
+
+    estimator: Any
+    box: Box
+    of: tuple[int, ...]
+    events: int
+    design: Tensor | None = None
+    poisson: Extended | None = None
+    constraints: Mapping[Any, Distribution] | None = None
+    simulator: Any = None
+    events_at: Callable[[Tensor, int], Tensor] | None = None
+
+    def check(self) -> None:
+        """Raise `InputError` if toys cannot be drawn."""
+        if self.simulator is None and self.events_at is None:
+            raise InputError("toys need simulator=..., or rows=... with simulations to reweight.")
+        for name, measured in (self.constraints or {}).items():
+            if not isinstance(measured, LOCATIONS):
+                raise InputError(
+                    f"constraints: toys draw the auxiliary measurement of {name!r} anew, which needs a distribution of "
+                    f"a distance ({', '.join(d.__name__ for d in LOCATIONS)}), got {type(measured).__name__}."
+                )
+
+    def draw(self, theta: Tensor, n: int) -> Toys:
+        """n toys at theta (D,), from torch's global random state."""
+        if self.poisson is None:
+            count = torch.full((n,), self.events)
+        else:
+            count = torch.poisson(self.poisson.mean(theta).expand(n)).long()
+        index = torch.repeat_interleave(torch.arange(n), count)
+        total = len(index)
+        designs = None
+        if self.design is not None:
+            designs = self.design.expand(total, -1) if self.design.ndim == 1 else self.design.repeat(n, 1)
+        several = self.design is not None and self.design.ndim > 1
+        if self.events_at is not None:
+            x, seen = self.events_at(theta, total), None
+        else:
+            x, seen = self._simulate(theta, total, designs)
+        return Toys(x, index, n, designs if several else self.design, seen, shift=self._measured_anew(theta, n))
+
+    def _simulate(self, theta: Tensor, total: int, designs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x (E, *event) and, of runs, their numbers of events (E,)."""
+        generator = torch_generator(SeedSequence(int(torch.randint(2**62, ()))))
+        parts, counts = [], []
+        for start in range(0, max(total, 1), ROWS):
+            rows = min(ROWS, max(total, 1) - start)
+            some = None if designs is None else designs[start : start + rows]
+            if some is not None and not len(some):
+                some = self.design.expand(1, -1) if self.design is not None and self.design.ndim == 1 else some
+            x, z = self.simulator.sample(theta.expand(rows, -1), some, generator)
+            if not bool(torch.isfinite(x).all()):
+                raise InputError(f"toys: simulator '{self.simulator.name}' failed (NaN) at theta = {theta.tolist()}.")
+            parts.append(x[: total - start] if total < 1 else x)
+            if getattr(self.estimator, "needs_n_events", False):
+                counts.append(self.simulator.count(z))
+        return torch.cat(parts), torch.cat(counts) if counts else None
+
+    def _measured_anew(self, theta: Tensor, n: int) -> tuple[Tensor, ...]:
+        """How far n further auxiliary measurements lie from the ones that were made."""
+        axes = getattr(self.estimator, "axes", None) or self.estimator.parameters
+        found = auxiliary(self.constraints, axes)
+        return tuple(theta[columns] - measured.sample(torch.Size([n])).double() for columns, measured in found)
+
+    def read(self, toys: Toys) -> Sets:
+        """The log likelihoods of toys."""
+        return Sets(self.estimator, toys, poisson=self.poisson, constraints=self.constraints)
+
+    def at_once(self) -> int:
+        """Toys that fit into memory together."""
+        return max(1, DENSE // max(1, self.events))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What R toys say about psi at which they were made.
+
+    Attributes:
+        q: -2 [max_nu log L(psi, nu) - max log L], (R,).
+        estimate: best fit of the parameters of interest, (R, k).
+    """
+
+    q: Tensor
+    estimate: Tensor
+
+    def signed(self, psi: Tensor) -> Tensor:
+        """Root of q, negative where the best fit of the first parameter lies below psi (k,); (R,)."""
+        return self.q.sqrt() * torch.where(self.estimate[:, 0] < psi[0], -1.0, 1.0)
+
+
+def toy_statistics(plan: Plan, theta: Tensor, n: int) -> Statistics:
+    """Draw n toys at theta (D,) and compare theta's parameters of interest with the best fit of each."""
+    parts, done = [], 0
+    while done < n:
+        some = min(n - done, plan.at_once())
+        parts.append(statistics(plan, plan.read(plan.draw(theta, some)), theta))
+        done += some
+    return Statistics(torch.cat([p.q for p in parts]), torch.cat([p.estimate for p in parts]))
+
+
+def statistics(plan: Plan, sets: Sets, theta: Tensor) -> Statistics:
+    """The likelihood ratio of theta's parameters of interest, theta (D,), to the best fit of each set."""
+    of, dims = list(plan.of), len(theta)
+    nuisance = [k for k in range(dims) if k not in of]
+    truth = sets.shared(theta[None])
+    best = _on_a_line(sets, plan.box) if dims == 1 and sets.counted else _climbed(sets, plan.box, theta)
+    at_psi = truth[:, 0]
+    if nuisance:
+        start = torch.stack([theta.expand(sets.rows, -1), best.theta[:, 0]], 1)
+        start[..., of] = theta[of]
+        at_psi = climb(sets, start, plan.box, fixed=of, at_once=sets.at_once).best().value[:, 0]
+    top = torch.maximum(best.value[:, 0], at_psi)
+    return Statistics((2 * (top - at_psi)).clamp(min=0.0), best.theta[:, 0, of])
+
+
+def _climbed(sets: Sets, box: Box, theta: Tensor) -> Maximum:
+    """The best fit of each set, from theta and from the best of some evenly spread points, (R, 1, D)."""
+    points = box.spread(SCAN * len(theta))
+    first = points[sets.shared(points).argmax(1)]
+    start = torch.stack([theta.expand(sets.rows, -1), first], 1)
+    return climb(sets, start, box, at_once=sets.at_once).best()
+
+
+def _on_a_line(sets: Sets, box: Box) -> Maximum:
+    """The best fit of one parameter from a fine table and a parabola through the three highest points, (R, 1, 1)."""
+    line = torch.linspace(float(box.low[0]), float(box.high[0]), FINE).double()
+    gap = line[1] - line[0]
+    value = sets.shared(line[:, None])
+    top = value.argmax(1, keepdim=True)
+    middle = top.clamp(1, FINE - 2)
+    left, here, right = (value.gather(1, middle + k) for k in (-1, 0, 1))
+    bend = left + right - 2 * here
+    bent = bend < 0
+    away = torch.where(bent, (left - right) / (2 * torch.where(bent, bend, 1.0)), top - middle).clamp(-1.0, 1.0)
+    peak = here + away * (right - left) / 2 + away**2 * bend / 2
+    at = line[middle] + away * gap
+    usable = peak.isfinite() & (peak >= value.gather(1, top))
+    at, peak = torch.where(usable, at, line[top]), torch.where(usable, peak, value.gather(1, top))
+    found = Maximum(at[..., None], peak)
+    if bool((here - torch.minimum(left, right) > 0.5).any()):  # narrower than the table
+        again = climb(sets, found.theta, box, at_once=sets.at_once)
+        found = Maximum(torch.cat([found.theta, again.theta], 1), torch.cat([found.value, again.value], 1)).best()
+    return found
