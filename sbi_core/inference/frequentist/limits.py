@@ -1,0 +1,240 @@
+"""From a likelihood to confidence sets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_core.columns import to_column
+from sbi_core.errors import InputError, nearest
+from sbi_core.inference.frequentist.construction import by_toys
+from sbi_core.inference.frequentist.intervals import open_flags, pieces, with_training
+from sbi_core.inference.frequentist.maximum import Box
+from sbi_core.inference.frequentist.profile import Problem, best_fit, profile_line, profile_plane
+from sbi_core.inference.frequentist.rates import extended
+from sbi_core.inference.frequentist.record import Limits, edge_flags
+from sbi_core.inference.frequentist.toys import Plan
+from sbi_core.inference.observed import Observed
+from sbi_core.parameters import Parameter, positions
+from sbi_core.seeding import fresh_seed, one_thread, seeded
+
+METHODS = ("profile", "neyman", "feldman_cousins")
+
+NUISANCE = ("profile", "unconditional")
+
+POINTS = {1: 33, 2: 15}
+"""Points per axis at which toys are made, by the number of parameters of interest."""
+
+
+def limits(
+    estimator: Any,
+    x_obs: Any,
+    *,
+    of: Sequence[str] | str | None = None,
+    method: str = "profile",
+    simulator: Any = None,
+    rows: Any = None,
+    design: Any = None,
+    n_events: Any = None,
+    iid: bool = False,
+    constraints: Mapping[Any, Distribution] | None = None,
+    level: float | Sequence[float] = (0.683, 0.95),
+    rate: Any = None,
+    exposure: float = 1.0,
+    n_obs: int | None = None,
+    toys: int = 2000,
+    points: int | None = None,
+    nuisance: str = "profile",
+    seed: int | None = None,
+    time_limit: float = 60.0,
+) -> Limits:
+    """Confidence intervals of one parameter, or regions of two, the others at their best or at their worst.
+
+    The test statistic is q(psi) = -2 [max_nu log L(psi, nu) - max log L], the maxima inside the parameters' ranges.
+
+    | method | psi is in the set if | source |
+    |---|---|---|
+    | "profile" | q is below the quantile of chi-squared: right for large samples only | Wilks 1938 |
+    | "feldman_cousins" | q is below the quantile of toys made at psi | arXiv:physics/9711021 |
+    | "neyman" | the signed root of q lies between the equal-tailed quantiles of toys made at psi | Neyman 1937 |
+
+    Args:
+        estimator: anything with `log_likelihood` and `observe`: a trained estimator, or a simulator that knows its
+            exact likelihood. Of an ensemble the members are asked too.
+        x_obs: one observation, event-shaped, or with `iid` several independent ones, (n, *event).
+        of: name of the parameter of interest, or of two; by default all, if there are no more.
+        method: see above.
+        simulator: draws the toys.
+        rows: simulations with z to draw the toys from instead, by gold reweighting (see `Reweighted`); needs
+            `simulator` for its log_joint.
+        design: of the observation, (K,), or one per event, (n, K).
+        n_events: how many events of x_obs count, for runs of events.
+        iid: sum the log likelihood over a leading axis.
+        constraints: auxiliary measurements, name -> distribution of that parameter, or tuple of names -> distribution
+            of their vector. Toys measure anew.
+        level: of confidence, one or several.
+        rate: `True` for the simulator's `rate`, or a function of (theta, design), such as `fit_rate` gives: the number
+            of events is then Poisson with mean exposure * rate and enters the likelihood and the toys.
+        exposure: luminosity, time, or whatever multiplies the rate.
+        n_obs: number of events that were seen, if x_obs is not all of them.
+        toys: at each point.
+        points: per axis at which toys are made.
+        nuisance: where toys are made. "profile": at the nuisance parameters that fit the observation best at each psi
+            (the profile construction; not exact, often good). "unconditional": at nuisance parameters all around
+            these, and the worst counts (Berger & Boos, J. Am. Stat. Assoc. 89 (1994) 1012).
+        seed: of toys; `None` takes a fresh one. It is recorded.
+        time_limit: seconds for the toys, of each member too. Toys that are stopped by it say so.
+
+    Raises:
+        InputError: for an argument that does not fit, or a time limit that comes before there is any answer.
+    """
+    asked: dict[str, Any] = {
+        "method": method,
+        "rows": rows,
+        "design": design,
+        "n_events": n_events,
+        "iid": iid,
+        "constraints": constraints,
+        "level": level,
+        "rate": rate,
+        "exposure": exposure,
+        "n_obs": n_obs,
+        "toys": toys,
+        "points": points,
+        "nuisance": nuisance,
+        "time_limit": time_limit,
+    }
+    axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or estimator.parameters
+    columns = _of(of, axes)
+    levels = _checked(method, nuisance, level, toys, points, time_limit)
+    at_design = None if design is None else to_column("design", design)
+    poisson = extended(estimator, simulator, rate, exposure, at_design)
+    observed = Observed(estimator, x_obs, design=design, n_events=n_events, iid=iid, constraints=constraints)
+    events = len(to_column("x_obs", x_obs)) if iid else 1
+    box = Box.of(axes)
+    source = None
+    seed = fresh_seed() if seed is None else seed
+    plan = Plan(estimator, box, columns, events, at_design, poisson, constraints, simulator, source)
+    if method != "profile":
+        plan.check()
+    count = torch.tensor([[events if n_obs is None else n_obs]]).double()
+
+    def surface(theta: Tensor) -> Tensor:
+        return observed(theta) if poisson is None else observed(theta) + poisson(theta, count)
+
+    problem = Problem(surface, box, columns, observed.at_once)
+    with seeded(seed), one_thread():
+        found = asymptotic(problem, axes, levels, seed)
+        if method != "profile":
+            found = by_toys(
+                problem,
+                plan,
+                found,
+                method=method,
+                toys=toys,
+                points=points or POINTS[len(columns)],
+                nuisance=nuisance,
+                time_limit=time_limit,
+            )
+    members = tuple(
+        limits(member, x_obs, of=found.of, simulator=simulator, seed=seed, **asked)
+        for member in getattr(estimator, "members", ())
+    )
+    return _spread(found, members) if members else found
+
+
+def _spread(found: Limits, members: tuple[Limits, ...]) -> Limits:
+    """The limits with those of the members, and how far the members' ends lie apart."""
+    sets = {
+        level: with_training(own, [member.intervals[level] for member in members])
+        for level, own in found.intervals.items()
+    }
+    apart = torch.stack([member.best_fit for member in members]).std(0)
+    said = ", ".join(f"{p.name} {sd:.2g}" for p, sd in zip(found.parameters, apart.tolist(), strict=True))
+    verdict = f"standard deviation of the best fits of {len(members)} trainings: {said}"
+    flags = found.flags
+    if any(piece.low_training is None for own in sets.values() for piece in own):
+        flags = (*flags, "the members' sets differ in their number of pieces: the training uncertainty is unchecked")
+    return replace(
+        found, intervals=sets, members=members, verdicts={**found.verdicts, "spread of trainings": verdict}, flags=flags
+    )
+
+
+def _of(of: Sequence[str] | str | None, axes: Sequence[Parameter]) -> tuple[int, ...]:
+    names = [of] if isinstance(of, str) else [a.name for a in axes] if of is None else of
+    columns = tuple(positions(names, axes))
+    if len(columns) > 2:
+        raise InputError(
+            f"of = {list(names)}: limits serves one or two parameters of interest. Name them with of=[...]."
+        )
+    return columns
+
+
+def _checked(
+    method: str, nuisance: str, level: float | Sequence[float], toys: int, points: int | None, time_limit: float
+) -> tuple[float, ...]:
+    for name, value, known in (("method", method, METHODS), ("nuisance", nuisance, NUISANCE)):
+        if value not in known:
+            raise InputError(f"{name} = {value!r} is unknown: {nearest(value, known)}")
+    for name, number, least in (("toys", toys, 100), ("points", 5 if points is None else points, 5)):
+        if number < least:
+            raise InputError(f"{name} = {number}: expected at least {least}.")
+    if not time_limit > 0:
+        raise InputError(f"time_limit = {time_limit}: expected a positive number of seconds.")
+    levels = tuple(float(one) for one in (level if isinstance(level, Sequence) else [level]))
+    if not levels or not all(0 < one < 1 for one in levels):
+        raise InputError(f"level = {level}: expected numbers between 0 and 1.")
+    return levels
+
+
+def quantile(level: float, dims: int) -> float:
+    """Of the chi-squared distribution."""
+    from scipy.stats import chi2  # slow to import
+
+    return float(chi2.ppf(level, dims))
+
+
+def asymptotic(problem: Problem, axes: Sequence[Parameter], levels: Sequence[float], seed: int) -> Limits:
+    """Profile likelihood and Wilks' sets."""
+    of, dims = problem.of, len(problem.of)
+    wilks = {level: quantile(level, dims) for level in levels}
+    best = best_fit(problem)
+    if dims == 1:
+        profile = profile_line(problem, best, list(wilks.values()))
+    else:
+        profile = profile_plane(problem, best, max(wilks.values()))
+    best, q = profile.best, profile.q
+    names = tuple(axes[k].name for k in of)
+    grid = (profile.theta[:, of[0]],) if dims == 1 else (profile.theta[:, 0, of[0]], profile.theta[0, :, of[1]])
+    sets = {level: pieces(grid[0], q - c) for level, c in wilks.items()} if dims == 1 else {}
+    flags = edge_flags(axes, best.edges) + open_flags(names[0], sets, (float(grid[0][0]), float(grid[0][-1])))
+    return Limits(
+        parameters=tuple(axes),
+        of=names,
+        method="profile",
+        best_fit=best.theta,
+        covariance=best.covariance,
+        log_likelihood=best.value,
+        grid=grid,
+        theta=profile.theta,
+        q=q,
+        levels=tuple(levels),
+        critical={level: torch.tensor(c).double() for level, c in wilks.items()},
+        critical_error={level: torch.tensor(0.0).double() for level in levels},
+        intervals=sets,
+        regions={level: q <= c for level, c in wilks.items()} if dims == 2 else {},
+        p_value=None,
+        p_error=None,
+        belt=None,
+        verdicts={
+            "maximum": f"{best.agree[0]} of {best.agree[1]} climbs ended within .01 nats of the best",
+            "coverage": f"asymptotic (Wilks, chi-squared of {dims}), unchecked by toys",
+            "spread of trainings": "unchecked",
+            "x_obs inside the simulated range": "unchecked",
+        },
+        flags=tuple(flags),
+        seed=seed,
+    )
