@@ -16,6 +16,7 @@ from sbi_core.inference.frequentist.maximum import Box
 from sbi_core.inference.frequentist.profile import Problem, best_fit, profile_line, profile_plane
 from sbi_core.inference.frequentist.rates import extended
 from sbi_core.inference.frequentist.record import Limits, edge_flags
+from sbi_core.inference.frequentist.reweighting import Reweighted
 from sbi_core.inference.frequentist.toys import Plan
 from sbi_core.inference.observed import Observed
 from sbi_core.parameters import Parameter, positions
@@ -108,14 +109,15 @@ def limits(
         "time_limit": time_limit,
     }
     axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or estimator.parameters
-    columns = _of(of, axes)
-    levels = _checked(method, nuisance, level, toys, points, time_limit)
+    columns = interest(of, axes)
+    levels = asked_levels(level)
+    _check(method, nuisance, toys, points, time_limit)
     at_design = None if design is None else to_column("design", design)
     poisson = extended(estimator, simulator, rate, exposure, at_design)
     observed = Observed(estimator, x_obs, design=design, n_events=n_events, iid=iid, constraints=constraints)
     events = len(to_column("x_obs", x_obs)) if iid else 1
     box = Box.of(axes)
-    source = None
+    source = None if rows is None else Reweighted(simulator, rows)
     seed = fresh_seed() if seed is None else seed
     plan = Plan(estimator, box, columns, events, at_design, poisson, constraints, simulator, source)
     if method != "profile":
@@ -125,7 +127,7 @@ def limits(
     def surface(theta: Tensor) -> Tensor:
         return observed(theta) if poisson is None else observed(theta) + poisson(theta, count)
 
-    problem = Problem(surface, box, columns, observed.at_once)
+    problem = Problem(surface, box, columns, observed.at_once, observed.pairs)
     with seeded(seed), one_thread():
         found = asymptotic(problem, axes, levels, seed)
         if method != "profile":
@@ -139,6 +141,9 @@ def limits(
                 nuisance=nuisance,
                 time_limit=time_limit,
             )
+            if source is not None and found.belt is not None:
+                said, flags = source.report(found.belt.theta, events)
+                found = replace(found, verdicts={**found.verdicts, "toys": said}, flags=(*found.flags, *flags))
     members = tuple(
         limits(member, x_obs, of=found.of, simulator=simulator, seed=seed, **asked)
         for member in getattr(estimator, "members", ())
@@ -163,7 +168,12 @@ def _spread(found: Limits, members: tuple[Limits, ...]) -> Limits:
     )
 
 
-def _of(of: Sequence[str] | str | None, axes: Sequence[Parameter]) -> tuple[int, ...]:
+def interest(of: Sequence[str] | str | None, axes: Sequence[Parameter]) -> tuple[int, ...]:
+    """Columns of the parameters of interest, all by default.
+
+    Raises:
+        InputError: for an unknown name, or more than two.
+    """
     names = [of] if isinstance(of, str) else [a.name for a in axes] if of is None else of
     columns = tuple(positions(names, axes))
     if len(columns) > 2:
@@ -173,9 +183,7 @@ def _of(of: Sequence[str] | str | None, axes: Sequence[Parameter]) -> tuple[int,
     return columns
 
 
-def _checked(
-    method: str, nuisance: str, level: float | Sequence[float], toys: int, points: int | None, time_limit: float
-) -> tuple[float, ...]:
+def _check(method: str, nuisance: str, toys: int, points: int | None, time_limit: float) -> None:
     for name, value, known in (("method", method, METHODS), ("nuisance", nuisance, NUISANCE)):
         if value not in known:
             raise InputError(f"{name} = {value!r} is unknown: {nearest(value, known)}")
@@ -184,6 +192,14 @@ def _checked(
             raise InputError(f"{name} = {number}: expected at least {least}.")
     if not time_limit > 0:
         raise InputError(f"time_limit = {time_limit}: expected a positive number of seconds.")
+
+
+def asked_levels(level: float | Sequence[float]) -> tuple[float, ...]:
+    """One level or several.
+
+    Raises:
+        InputError: unless they lie between 0 and 1.
+    """
     levels = tuple(float(one) for one in (level if isinstance(level, Sequence) else [level]))
     if not levels or not all(0 < one < 1 for one in levels):
         raise InputError(f"level = {level}: expected numbers between 0 and 1.")

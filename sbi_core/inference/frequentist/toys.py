@@ -1,6 +1,6 @@
 """Toys: sets of events drawn at a theta as the experiment would have seen them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import Cauchy, Distribution, Laplace, MultivariateNormal, Normal, StudentT
 
 from sbi_core.errors import InputError
-from sbi_core.inference.frequentist.maximum import Box, Maximum, climb
+from sbi_core.inference.frequentist.maximum import Box, Maximum, climb, information
 from sbi_core.inference.frequentist.rates import Extended
+from sbi_core.inference.frequentist.reweighting import Reweighted
 from sbi_core.inference.frequentist.sets import Sets, Toys
 from sbi_core.inference.observed import auxiliary
 from sbi_core.seeding import torch_generator
@@ -19,8 +20,8 @@ from sbi_core.seeding import torch_generator
 ROWS = 200_000
 """Events simulated together."""
 
-DENSE, COUNTED = 50_000, 10_000
-"""Events whose sets are climbed together; sets that are, if their x take few values."""
+TOGETHER = 50_000
+"""Events whose sets are climbed together."""
 
 FINE, SCAN = 1025, 16
 """Thetas at which all toys are looked at: of one parameter where x takes few values; else of each parameter."""
@@ -42,7 +43,7 @@ class Plan:
         poisson: draws the number of events anew, if there is a rate.
         constraints: auxiliary measurements, which are drawn anew as well.
         simulator: draws events; `None` if only stored ones are used.
-        events_at: another source of events: theta (D,), their number -> x (E, *event).
+        source: stored simulations to draw events from instead.
     """
 
     estimator: Any
@@ -53,11 +54,11 @@ class Plan:
     poisson: Extended | None = None
     constraints: Mapping[Any, Distribution] | None = None
     simulator: Any = None
-    events_at: Callable[[Tensor, int], Tensor] | None = None
+    source: Reweighted | None = None
 
     def check(self) -> None:
         """Raise `InputError` if toys cannot be drawn."""
-        if self.simulator is None and self.events_at is None:
+        if self.simulator is None and self.source is None:
             raise InputError("toys need simulator=..., or rows=... with simulations to reweight.")
         for name, measured in (self.constraints or {}).items():
             if not isinstance(measured, LOCATIONS):
@@ -78,8 +79,8 @@ class Plan:
         if self.design is not None:
             designs = self.design.expand(total, -1) if self.design.ndim == 1 else self.design.repeat(n, 1)
         several = self.design is not None and self.design.ndim > 1
-        if self.events_at is not None:
-            x, seen = self.events_at(theta, total), None
+        if self.source is not None:
+            x, seen = self.source.events(theta, total), None
         else:
             x, seen = self._simulate(theta, total, designs)
         return Toys(x, index, n, designs if several else self.design, seen, shift=self._measured_anew(theta, n))
@@ -113,7 +114,7 @@ class Plan:
 
     def at_once(self) -> int:
         """Toys that fit into memory together."""
-        return max(1, DENSE // max(1, self.events))
+        return max(1, TOGETHER // max(1, self.events))
 
 
 @dataclass(frozen=True)
@@ -147,23 +148,35 @@ def statistics(plan: Plan, sets: Sets, theta: Tensor) -> Statistics:
     """The likelihood ratio of theta's parameters of interest, theta (D,), to the best fit of each set."""
     of, dims = list(plan.of), len(theta)
     nuisance = [k for k in range(dims) if k not in of]
-    truth = sets.shared(theta[None])
-    best = _on_a_line(sets, plan.box) if dims == 1 and sets.counted else _climbed(sets, plan.box, theta)
-    at_psi = truth[:, 0]
-    if nuisance:
-        start = torch.stack([theta.expand(sets.rows, -1), best.theta[:, 0]], 1)
-        start[..., of] = theta[of]
-        at_psi = climb(sets, start, plan.box, fixed=of, at_once=sets.at_once).best().value[:, 0]
+    at_psi = sets.shared(theta[None])[:, 0]
+    if dims == 1 and sets.counted:
+        best = _on_a_line(sets, plan.box)
+    else:
+        options: dict[str, Any] = {"at_once": sets.at_once, "covariance": _typical_covariance(sets, plan.box, theta)}
+        start = torch.stack([theta.expand(sets.rows, -1), _scanned(sets, plan.box)], 1)
+        best = climb(sets, start, plan.box, **options).best()
+        if nuisance:
+            start = torch.stack([theta.expand(sets.rows, -1), best.theta[:, 0]], 1)
+            start[..., of] = theta[of]
+            at_psi = climb(sets, start, plan.box, fixed=of, **options).best().value[:, 0]
     top = torch.maximum(best.value[:, 0], at_psi)
     return Statistics((2 * (top - at_psi)).clamp(min=0.0), best.theta[:, 0, of])
 
 
-def _climbed(sets: Sets, box: Box, theta: Tensor) -> Maximum:
-    """The best fit of each set, from theta and from the best of some evenly spread points, (R, 1, D)."""
-    points = box.spread(SCAN * len(theta))
-    first = points[sets.shared(points).argmax(1)]
-    start = torch.stack([theta.expand(sets.rows, -1), first], 1)
-    return climb(sets, start, box, at_once=sets.at_once).best()
+def _scanned(sets: Sets, box: Box) -> Tensor:
+    """The best of some evenly spread points for each set, (R, D)."""
+    points = box.spread(SCAN * len(box.low))
+    return points[sets.shared(points).argmax(1)]
+
+
+def _typical_covariance(sets: Sets, box: Box, theta: Tensor) -> Tensor | None:
+    """Inverse of the sets' mean information at theta (D,), (D, D); `None` if that has none."""
+
+    def mean(at: Tensor) -> Tensor:
+        return sets(at.expand(sets.rows, -1, -1)).mean(0, keepdim=True)
+
+    matrix = information(mean, theta, box)
+    return torch.linalg.inv(matrix) if bool((torch.linalg.eigvalsh(matrix) > 0).all()) else None
 
 
 def _on_a_line(sets: Sets, box: Box) -> Maximum:
@@ -182,7 +195,7 @@ def _on_a_line(sets: Sets, box: Box) -> Maximum:
     usable = peak.isfinite() & (peak >= value.gather(1, top))
     at, peak = torch.where(usable, at, line[top]), torch.where(usable, peak, value.gather(1, top))
     found = Maximum(at[..., None], peak)
-    if bool((here - torch.minimum(left, right) > 0.5).any()):  # narrower than the table
+    if bool((here - torch.minimum(left, right) > 0.02).any()):  # too narrow for the table
         again = climb(sets, found.theta, box, at_once=sets.at_once)
         found = Maximum(torch.cat([found.theta, again.theta], 1), torch.cat([found.value, again.value], 1)).best()
     return found
