@@ -71,7 +71,7 @@ class Sets:
         x, options = toys.x, {}
         if x[:1].numel() == 1 and toys.n_events is None and (toys.design is None or toys.design.ndim == 1):
             value, place = torch.unique(x.flatten(), return_inverse=True)
-            if len(value) <= DISTINCT:
+            if len(value) <= min(DISTINCT, len(x) // 4):
                 cell = toys.index * len(value) + place
                 counts = torch.zeros(toys.rows * len(value)).double().index_add_(0, cell, weight)
                 self._counts = counts.reshape(toys.rows, 1, len(value))
@@ -92,7 +92,12 @@ class Sets:
     @property
     def at_once(self) -> int:
         """How many thetas of each set to evaluate together."""
-        return max(1, AT_ONCE // max(1, len(self._index) if self._counts is None else self._counts.numel()))
+        return max(1, AT_ONCE // max(1, self.pairs))
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of theta and x in the evaluation of one theta of each set."""
+        return len(self._index) if self._counts is None else self._counts.numel()
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Nats (R, G) at theta (R, G, D), with a gradient if theta has one."""
@@ -113,6 +118,27 @@ class Sets:
         table = self._look(theta[None, :, None])[0].double().nan_to_num(-1e30, -1e30, -1e30)  # 0 * inf is not 0
         value = self._counts[:, 0] @ table.T + self._rest(theta[None])
         return torch.where(value > -1e29, value, -torch.inf)
+
+    @torch.no_grad()
+    def error(self, theta: Tensor, best: Tensor) -> Tensor:
+        """Standard error of q = 2 [log L(best) - log L(theta)] of a single set, theta (K, D), best (D,), as (K,).
+
+        If the events stand for an expectation: twice their weight times the spread of the difference over the root of
+        their number.
+        """
+        at = torch.cat([best[None], theta])
+        if self._counts is None:
+            parts = [self._look(part[None].expand(len(self._index), -1, -1)) for part in at.split(self.at_once)]
+            each, weight = torch.cat(parts, 1).double().T, self._weight  # (K + 1, E)
+            number = float(len(weight))
+        else:
+            each, weight = self._look(at[None, :, None])[0].double(), self._counts[0, 0]
+            number = float(len(self._index))
+        total = weight.sum()
+        off = torch.where(weight > 0, each[:1] - each[1:], 0.0)
+        mean = (off @ weight / total)[:, None]
+        variance = (off - mean).square() @ weight / total
+        return 2 * total * (variance / number).sqrt()
 
     def _rest(self, theta: Tensor) -> Tensor | float:
         """What does not depend on the x, nats (R, G)."""
