@@ -10,6 +10,9 @@ from torch import Tensor
 from sbi_core.errors import InputError
 from sbi_core.inference.frequentist.toys import Plan, Statistics, toy_statistics
 
+SAME, ROOT_SAME = 1e-4, 1e-3
+"""Values of q, and of its root, that are closer than this are ties: maxima are not found more exactly."""
+
 BLOCK = 250
 """Toys at each point in one round; time is looked at between rounds."""
 
@@ -50,10 +53,12 @@ class Belt:
         ordered = self.statistic.sort(1).values
         if not self.central:
             value, error = order_statistic(ordered, level)
-            return torch.stack([torch.full_like(value, -torch.inf), value], 1), torch.stack([0 * error, error], 1)
+            return torch.stack([torch.full_like(value, -torch.inf), value + SAME], 1), torch.stack(
+                [0 * error, error], 1
+            )
         high, high_error = order_statistic(ordered, (1 + level) / 2)
         low, low_error = order_statistic(-ordered.flip(1), (1 + level) / 2)
-        return torch.stack([-low, high], 1), torch.stack([low_error, high_error], 1)
+        return torch.stack([-low - ROOT_SAME, high + ROOT_SAME], 1), torch.stack([low_error, high_error], 1)
 
     def p_value(self, observed: Tensor, draw: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Probability of a statistic as far out as the observed one, and its Monte Carlo error.
@@ -69,8 +74,9 @@ class Belt:
             (G, N) each.
         """
         ordered, n = self.statistic.sort(1).values, self.toys
-        below = torch.searchsorted(ordered, observed.contiguous()).double()
-        above = n - torch.searchsorted(ordered, observed.contiguous(), right=True).double()
+        close = ROOT_SAME if self.central else SAME
+        below = torch.searchsorted(ordered, observed - close).double()
+        above = n - torch.searchsorted(ordered, observed + close, right=True).double()
         ties = n - below - above
         share = torch.ones_like(observed) if draw is None else draw
         p = (above + share * (ties + 1)) / (n + 1)
