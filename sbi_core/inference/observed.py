@@ -69,7 +69,12 @@ class Observed:
     @property
     def at_once(self) -> int:
         """How many thetas of each problem to evaluate together."""
-        return max(1, _AT_ONCE // (self.rows * len(self._weight)))
+        return max(1, _AT_ONCE // self.pairs)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of theta and x in the evaluation of one theta of each problem."""
+        return self.rows * len(self._weight)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Theta (R, G, D) -> nats (R, G), with a gradient if theta has one."""

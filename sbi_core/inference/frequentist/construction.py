@@ -127,7 +127,7 @@ def _grid(problem: Problem, found: Limits, points: int) -> tuple[Tensor, Tensor]
     )
     theta = flat[nearest].clone()
     theta[:, of] = psi.reshape(-1, len(of))
-    theta, value = profile_grid(problem, theta.reshape(*psi.shape[:-1], -1))
+    theta, value = profile_grid(problem, theta.reshape(*psi.shape[:-1], -1), found.covariance)
     return theta, (2 * (found.log_likelihood - value)).clamp(min=0.0)
 
 

@@ -12,12 +12,12 @@ from torch.distributions import Distribution
 from sbi_core.columns import to_column
 from sbi_core.errors import InputError, nearest
 from sbi_core.inference.checks.check import Check
-from sbi_core.inference.frequentist.limits import METHODS
+from sbi_core.inference.frequentist.limits import METHODS, asked_levels, interest
 from sbi_core.inference.frequentist.maximum import Box
 from sbi_core.inference.frequentist.neyman import Belt, signed
 from sbi_core.inference.frequentist.rates import extended
 from sbi_core.inference.frequentist.toys import Plan, toy_statistics
-from sbi_core.parameters import Parameter, positions
+from sbi_core.parameters import Parameter
 from sbi_core.seeding import fresh_seed, one_thread, seeded
 
 
@@ -119,8 +119,7 @@ def coverage_map(
     """
     started = time.monotonic()
     axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or estimator.parameters
-    names = [of] if isinstance(of, str) else [a.name for a in axes] if of is None else of
-    columns = tuple(positions(names, axes))
+    columns = interest(of, axes)
     at = to_column("theta", theta)
     box = Box.of(axes)
     if at.ndim != 2 or at.shape[1] != len(axes) or bool(((at < box.low) | (at > box.high)).any()):
@@ -129,7 +128,7 @@ def coverage_map(
         raise InputError(f"method = {method!r} is unknown: {nearest(method, METHODS)}")
     if ties not in ("shared", "against"):
         raise InputError(f"ties = {ties!r}: expected 'shared' or 'against'.")
-    levels = tuple(level if isinstance(level, Sequence) else [level])
+    levels = asked_levels(level)
     setting = None if design is None else to_column("design", design)
     poisson = extended(estimator, simulator, rate, exposure, setting)
     plan = Plan(estimator, box, columns, events, setting, poisson, constraints, simulator)

@@ -103,7 +103,15 @@ def value_and_slope(surface: Surface, theta: Tensor, at_once: int = 10**6) -> tu
     return torch.cat(values, 1), torch.cat(slopes, 1)
 
 
-def climb(surface: Surface, start: Tensor, box: Box, *, fixed: Sequence[int] = (), at_once: int = 10**6) -> Maximum:
+def climb(
+    surface: Surface,
+    start: Tensor,
+    box: Box,
+    *,
+    fixed: Sequence[int] = (),
+    at_once: int = 10**6,
+    covariance: Tensor | None = None,
+) -> Maximum:
     """Go uphill from every start, by quasi-Newton steps projected on the box.
 
     BFGS for all climbs in one batch, with a backtracking line search of each; coordinates that lie on an edge and want
@@ -115,6 +123,7 @@ def climb(surface: Surface, start: Tensor, box: Box, *, fixed: Sequence[int] = (
         box: the ranges.
         fixed: columns of theta that stay where they are.
         at_once: how many thetas of each problem are evaluated together.
+        covariance: a guess of the inverse of minus the Hessian, (D, D), which saves steps.
     """
     u = (start.detach() - box.low) / box.width
     dims = u.shape[-1]
@@ -126,9 +135,14 @@ def climb(surface: Surface, start: Tensor, box: Box, *, fixed: Sequence[int] = (
         return value, slope * box.width * free
 
     value, slope = look(u)
-    curved = torch.zeros(*u.shape, dims, dtype=torch.float64)  # inverse of minus the Hessian
-    curved += torch.diag_embed(0.05 / slope.norm(dim=-1, keepdim=True).clamp(min=1e-12).expand_as(u))
-    first = torch.ones(value.shape, dtype=torch.bool)
+    known = covariance is not None and bool(covariance.isfinite().all())
+    first = torch.full(value.shape, not known)
+    curved = torch.diag_embed(0.05 / slope.norm(dim=-1, keepdim=True).clamp(min=1e-12).expand_as(u))
+    if covariance is not None and known:
+        information = torch.linalg.inv(covariance / (box.width[:, None] * box.width))
+        part = torch.zeros(dims, dims).double()
+        part[free[:, None] & free] = torch.linalg.inv(information[free][:, free]).flatten()
+        curved = part.expand_as(curved)
     going = value.isfinite()
     for _ in range(ROUNDS):
         held = ((u <= 0) & (slope < 0)) | ((u >= 1) & (slope > 0)) | ~free

@@ -1,7 +1,9 @@
 """The profile likelihood: the nuisance parameters at their best for each value of the parameters of interest."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +22,9 @@ FINER, HALVINGS = 7, 3
 PLANE = 49
 """Points per axis for two parameters."""
 
-NUISANCE = 16
-"""Evenly spread values of the nuisance parameters that each climb may start from, besides the best fit's."""
+NUISANCE, AFFORDABLE = 16, 10**6
+"""Evenly spread values of the nuisance parameters that climbs may start from, besides the best fit's; pairs of theta
+and x that may be evaluated to choose among them."""
 
 SAME = 1e-6
 """Nats by which a neighbour's nuisance parameters must be better to climb again from them."""
@@ -36,12 +39,14 @@ class Problem:
         box: the ranges.
         of: columns of the parameters of interest.
         at_once: thetas that are evaluated together.
+        pairs: of theta and x, in the evaluation of one theta.
     """
 
     surface: Surface
     box: Box
     of: tuple[int, ...]
     at_once: int = 10**5
+    pairs: int = 1
 
     @property
     def nuisance(self) -> list[int]:
@@ -120,8 +125,13 @@ class Profile:
         return (2 * (self.best.value - self.value)).clamp(min=0.0)
 
 
-def profiled(problem: Problem, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Climb in the nuisance parameters from theta (G, D), or from an evenly spread start if that is higher.
+def profiled(problem: Problem, theta: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Climb in the nuisance parameters from theta (G, D), and from an evenly spread start where that is higher.
+
+    Args:
+        problem: what is profiled.
+        theta: (G, D).
+        covariance: of theta at the best fit, (D, D).
 
     Returns:
         theta (G, D) and log likelihood (G,).
@@ -129,50 +139,61 @@ def profiled(problem: Problem, theta: Tensor) -> tuple[Tensor, Tensor]:
     nuisance = problem.nuisance
     if not nuisance:
         return theta, values(problem.surface, theta[None], problem.at_once)[0]
-    spread = problem.box.spread(NUISANCE)[:, nuisance]
-    starts = theta[:, None].repeat(1, 1 + NUISANCE, 1)
-    starts[:, 1:, nuisance] = spread
-    scanned = values(problem.surface, starts.flatten(0, 1)[None], problem.at_once)[0].reshape(starts.shape[:2])
-    start = starts[torch.arange(len(starts)), scanned.argmax(1)]
-    found = [
-        climb(problem.surface, one[None], problem.box, fixed=problem.of, at_once=problem.at_once)
-        for one in (start, theta)
-    ]
-    both = Maximum(torch.stack([f.theta[0] for f in found], 1), torch.stack([f.value[0] for f in found], 1)).best()
-    return both.theta[:, 0], both.value[:, 0]
+    options: dict[str, Any] = {"fixed": problem.of, "at_once": problem.at_once, "covariance": covariance}
+    found = climb(problem.surface, theta[None], problem.box, **options)
+    starts = min(NUISANCE, AFFORDABLE // (problem.pairs * len(theta)))
+    if starts:
+        tried = theta[:, None].repeat(1, starts, 1)
+        tried[..., nuisance] = problem.box.spread(starts)[:, nuisance]
+        scanned = values(problem.surface, tried.flatten(0, 1)[None], problem.at_once)[0].reshape(-1, starts)
+        again = climb(problem.surface, tried[torch.arange(len(tried)), scanned.argmax(1)][None], problem.box, **options)
+        found = Maximum(
+            torch.stack([found.theta[0], again.theta[0]], 1), torch.stack([found.value[0], again.value[0]], 1)
+        )
+        found = found.best()
+        return found.theta[:, 0], found.value[:, 0]
+    return found.theta[0], found.value[0]
 
 
 def started(problem: Problem, psi: Tensor, best: BestFit) -> Tensor:
-    """psi (*grid, k) with the best fit's nuisance parameters, (*grid, D)."""
+    """psi (*grid, k) with the nuisance parameters that a normal law around the best fit gives it, (*grid, D)."""
+    of, nuisance = list(problem.of), problem.nuisance
     theta = best.theta.expand(*psi.shape[:-1], -1).clone()
-    theta[..., list(problem.of)] = psi
-    return theta
+    theta[..., of] = psi
+    if nuisance and bool(best.covariance.isfinite().all()):
+        slope = torch.linalg.solve(best.covariance[of][:, of], best.covariance[of][:, nuisance])  # (k, D - k)
+        theta[..., nuisance] += (psi - best.theta[of]) @ slope
+    return torch.minimum(torch.maximum(theta, problem.box.low), problem.box.high)
 
 
-def profile_grid(problem: Problem, theta: Tensor) -> tuple[Tensor, Tensor]:
+def profile_grid(problem: Problem, theta: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Profile on a grid: theta (*grid, D) with the best nuisance parameters, and log likelihood (*grid).
 
     Each point starts from the nuisance parameters it comes with; where a neighbour's turn out to be better, it climbs
-    again from those.
+    again from those. The covariance (D, D) at the best fit saves steps.
     """
     grid, of = theta.shape[:-1], list(problem.of)
-    flat, value = profiled(problem, theta.reshape(-1, theta.shape[-1]))
+    flat, value = profiled(problem, theta.reshape(-1, theta.shape[-1]), covariance)
     theta, value = flat.reshape(theta.shape), value.reshape(grid)
     nuisance = problem.nuisance
     for _ in range(20 if nuisance else 0):
         before = value
-        for axis in range(len(grid)):
-            for step in (1, -1):
-                borrowed = theta.clone()
-                borrowed[..., nuisance] = theta.roll(step, axis)[..., nuisance]
-                there = values(problem.surface, borrowed.reshape(1, -1, theta.shape[-1]), problem.at_once).reshape(grid)
-                better = there > value + SAME
-                if bool(better.any()):
-                    again = climb(
-                        problem.surface, borrowed[better][None], problem.box, fixed=of, at_once=problem.at_once
-                    )
-                    theta, value = theta.clone(), value.clone()
-                    theta[better], value[better] = again.theta[0], again.value[0]
+        for axis, step in itertools.product(range(len(grid)), (1, -1)):
+            borrowed = theta.clone()
+            borrowed[..., nuisance] = theta.roll(step, axis)[..., nuisance]
+            there = values(problem.surface, borrowed.reshape(1, -1, theta.shape[-1]), problem.at_once).reshape(grid)
+            better = there > value + SAME
+            if bool(better.any()):
+                again = climb(
+                    problem.surface,
+                    borrowed[better][None],
+                    problem.box,
+                    fixed=of,
+                    at_once=problem.at_once,
+                    covariance=covariance,
+                )
+                theta, value = theta.clone(), value.clone()
+                theta[better], value[better] = again.theta[0], again.value[0]
         if bool((value <= before + SAME).all()):
             break
     return theta, value
@@ -187,7 +208,7 @@ def profile_line(problem: Problem, best: BestFit, levels: Sequence[float]) -> Pr
     local = [centre + float(sd) * torch.linspace(-REACH, REACH, LOCAL).double() for centre in centres]
     psi = torch.cat([torch.linspace(low, high, COARSE).double(), *local, torch.stack(centres)])
     psi = psi[(psi >= low) & (psi <= high)].unique()
-    theta, value = profile_grid(problem, started(problem, psi[:, None], best))
+    theta, value = profile_grid(problem, started(problem, psi[:, None], best), best.covariance)
     best = _improved(problem, best, theta, value)
     for number in range(2 + HALVINGS):
         q = 2 * (best.value - value)
@@ -200,7 +221,7 @@ def profile_line(problem: Problem, best: BestFit, levels: Sequence[float]) -> Pr
             continue
         share = torch.arange(1, FINER + 1).double() / (FINER + 1)
         new = torch.lerp(theta[gaps, None], theta[gaps + 1, None], share[:, None]).flatten(0, 1)
-        new_theta, new_value = profiled(problem, new)
+        new_theta, new_value = profiled(problem, new, best.covariance)
         order = torch.cat([theta[:, of], new_theta[:, of]]).argsort()
         theta, value = torch.cat([theta, new_theta])[order], torch.cat([value, new_value])[order]
         best = _improved(problem, best, theta, value)
@@ -219,7 +240,7 @@ def profile_plane(problem: Problem, best: BestFit, level: float) -> Profile:
     for _ in range(6):
         axes = [torch.linspace(float(a), float(b), PLANE).double() for a, b in zip(*ends, strict=True)]
         psi = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-        theta, value = profile_grid(problem, started(problem, psi, best))
+        theta, value = profile_grid(problem, started(problem, psi, best), best.covariance)
         best = _improved(problem, best, theta, value)
         inside = 2 * (best.value - value) <= level
         cell = (ends[1] - ends[0]) / (PLANE - 1)

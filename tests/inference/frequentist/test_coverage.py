@@ -1,22 +1,43 @@
 import pytest
 import torch
 
-from sbi_core import InputError
+from sbi_core import InputError, simulate
+from sbi_core.estimators import RatioEstimator, alices, fit
 from sbi_core.inference.frequentist.coverage import coverage_map
 from sbi_core.simulators import GaltonBoard
 
 BOARD = GaltonBoard()
 
 
-@pytest.mark.parametrize("method", ["feldman_cousins", "neyman"])
-def test_neyman_sets_cover(method):
-    """A bar of the project: 500 toys of 100 balls at 25 thetas, critical values from 2,000 others."""
-    theta = torch.linspace(-1, 0, 25).double()[:, None]
-    found = coverage_map(BOARD, BOARD, theta, events=100, method=method, toys=500, critical_toys=2000, seed=3)
-    assert found.share.shape == (2, 25)
+def assert_covers(estimator, thetas, **options):
+    """Within 4 joint standard errors at 68.3% on both sides, and at 95% not below."""
+    theta = torch.linspace(-1, 0, thetas).double()[:, None]
+    found = coverage_map(estimator, BOARD, theta, events=100, toys=500, critical_toys=2000, **options)
+    assert found.share.shape == found.error.shape == (2, thetas)
+    assert torch.allclose(found.error[0], torch.tensor((0.683 * 0.317 * (1 / 500 + 1 / 2000)) ** 0.5).double())
     z = (found.share - torch.tensor([[0.683], [0.95]])) / found.error
     assert z[0].abs().max() < 4 and z[1].min() > -4
-    assert all(check.passed for check in found.checks)
+    return found
+
+
+def test_neyman_sets_cover():
+    found = assert_covers(BOARD, 5, seed=3)
+    assert all(check.passed for check in found.checks) and found.belt.q.shape == (5, 2000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("method", ["feldman_cousins", "neyman"])
+def test_neyman_sets_cover_everywhere(method, seed):
+    """A bar of the project: 500 toys of 100 balls at 25 thetas, critical values from 2,000 others."""
+    assert_covers(BOARD, 25, method=method, seed=seed)
+
+
+@pytest.mark.slow
+def test_sets_of_a_trained_estimator_cover():
+    data = simulate(BOARD, 5000, seed=1, progress=False)
+    run = fit(RatioEstimator.from_data(data), alices, data, simulator=BOARD, seed=1, progress=False)
+    assert_covers(run.estimator, 25, seed=1)
 
 
 def test_wilks_sets_do_not_cover_as_they_say_at_the_edge():
