@@ -58,7 +58,11 @@ def by_toys(
     fine = FINER[dims]
     theta, q = _grid(problem, found, (points - 1) * fine + 1)
     toys_at = theta[(slice(None, None, fine),) * dims]
-    shifts = _shifts(problem, found) if nuisance == "unconditional" else torch.zeros(1, theta.shape[-1]).double()
+    shifts = (
+        _shifts(problem, found)
+        if nuisance == "unconditional" and problem.nuisance
+        else torch.zeros(1, theta.shape[-1]).double()
+    )
     belts, flags = list[Belt](), set[str]()
     flat = toys_at.reshape(-1, theta.shape[-1])
     for shift in shifts:
@@ -134,7 +138,7 @@ def _grid(problem: Problem, found: Limits, points: int) -> tuple[Tensor, Tensor]
 def _shifts(problem: Problem, found: Limits) -> Tensor:
     """Moves of the nuisance parameters from their best, (M, D)."""
     nuisance = problem.nuisance
-    if not 1 <= len(nuisance) <= 2:
+    if len(nuisance) > 2:
         raise InputError(
             f"nuisance='unconditional' serves one or two nuisance parameters, here are {len(nuisance)}. Use 'profile'."
         )

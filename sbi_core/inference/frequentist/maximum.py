@@ -19,7 +19,7 @@ ROUNDS, SHORTER = 100, 12
 """Steps of a climb at most, and how often a step that does not go uphill is shortened."""
 
 GAIN = 1e-9
-"""A climb ends where the next step promises less than this, in nats."""
+"""Nats below which nothing is to be gained."""
 
 EDGE = 1e-6
 """Share of the range from its end within which a maximum counts as being on the edge."""
@@ -111,6 +111,7 @@ def climb(
     fixed: Sequence[int] = (),
     at_once: int = 10**6,
     covariance: Tensor | None = None,
+    gain: float = GAIN,
 ) -> Maximum:
     """Go uphill from every start, by quasi-Newton steps projected on the box.
 
@@ -124,6 +125,7 @@ def climb(
         fixed: columns of theta that stay where they are.
         at_once: how many thetas of each problem are evaluated together.
         covariance: a guess of the inverse of minus the Hessian, (D, D), which saves steps.
+        gain: a climb ends where the next step promises less than this, in nats.
     """
     u = (start.detach() - box.low) / box.width
     dims = u.shape[-1]
@@ -137,7 +139,8 @@ def climb(
     value, slope = look(u)
     known = covariance is not None and bool(covariance.isfinite().all())
     first = torch.full(value.shape, not known)
-    curved = torch.diag_embed(0.05 / slope.norm(dim=-1, keepdim=True).clamp(min=1e-12).expand_as(u))
+    held = torch.zeros_like(u, dtype=torch.bool)
+    curved = _short(slope)
     if covariance is not None and known:
         information = torch.linalg.inv(covariance / (box.width[:, None] * box.width))
         part = torch.zeros(dims, dims).double()
@@ -145,29 +148,38 @@ def climb(
         curved = part.expand_as(curved)
     going = value.isfinite()
     for _ in range(ROUNDS):
-        held = ((u <= 0) & (slope < 0)) | ((u >= 1) & (slope > 0)) | ~free
+        before, held = held, ((u <= 0) & (slope < 0)) | ((u >= 1) & (slope > 0))
         up = torch.where(held, 0.0, slope)
+        other = (held != before).any(-1)  # the curvature among those that are free now is not known
+        first, curved = first | other, torch.where(other[..., None, None], _short(up), curved)
         step = torch.where(held, 0.0, (curved @ up[..., None])[..., 0])
-        going = going & ((up * step).sum(-1) > GAIN)
+        going = going & ((up * step).sum(-1) > gain)
         if not bool(going.any()):
             break
         size, moved = torch.ones_like(value), torch.zeros_like(going)
         new_u, new_value, new_slope = u, value, slope
+        trying = going
         for _ in range(SHORTER):
-            trial = torch.where((going & ~moved)[..., None], (u + size[..., None] * step).clamp(0.0, 1.0), new_u)
-            trial_value, trial_slope = look(trial)
+            trial = torch.where(trying[..., None], (u + size[..., None] * step).clamp(0.0, 1.0), new_u)
             promised = (slope * (trial - u)).sum(-1)
-            good = going & ~moved & (trial_value >= value + 1e-4 * promised)
+            trial_value, trial_slope = look(trial)
+            good = trying & (trial_value >= value + 1e-4 * promised)
             new_u = torch.where(good[..., None], trial, new_u)
             new_value = torch.where(good, trial_value, new_value)
             new_slope = torch.where(good[..., None], trial_slope, new_slope)
             moved |= good
-            if bool((moved | ~going).all()):
+            trying = trying & ~good & (promised > gain)
+            if not bool(trying.any()):
                 break
-            size = torch.where(moved, size, size / 4)
+            size = torch.where(trying, size / 4, size)
         curved, first = _curved(curved, first, new_u - u, slope - new_slope, moved)
         u, value, slope, going = new_u, new_value, new_slope, going & moved
     return Maximum(box.low + u * box.width, value)
+
+
+def _short(slope: Tensor) -> Tensor:
+    """Inverse curvature (R, G, D, D) with which a first step along slope (R, G, D) is a twentieth of the box."""
+    return torch.diag_embed(0.05 / slope.norm(dim=-1, keepdim=True).clamp(min=1e-12).expand_as(slope))
 
 
 def _curved(curved: Tensor, first: Tensor, step: Tensor, fall: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:

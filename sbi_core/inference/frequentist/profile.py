@@ -147,11 +147,9 @@ def profiled(problem: Problem, theta: Tensor, covariance: Tensor) -> tuple[Tenso
         tried[..., nuisance] = problem.box.spread(starts)[:, nuisance]
         scanned = values(problem.surface, tried.flatten(0, 1)[None], problem.at_once)[0].reshape(-1, starts)
         again = climb(problem.surface, tried[torch.arange(len(tried)), scanned.argmax(1)][None], problem.box, **options)
-        found = Maximum(
-            torch.stack([found.theta[0], again.theta[0]], 1), torch.stack([found.value[0], again.value[0]], 1)
-        )
-        found = found.best()
-        return found.theta[:, 0], found.value[:, 0]
+        higher = again.value > found.value
+        theta = torch.where(higher[..., None], again.theta, found.theta)
+        found = Maximum(theta, torch.where(higher, again.value, found.value))
     return found.theta[0], found.value[0]
 
 

@@ -40,7 +40,7 @@ class Extended:
     def __call__(self, theta: Tensor, count: Tensor) -> Tensor:
         """Nats (R, G) at theta (R, G, D) for numbers of events count (R, 1)."""
         mean = self.mean(theta)
-        return torch.xlogy(count, mean) - mean
+        return count * mean.clamp(min=1e-300).log() - mean
 
 
 def extended(estimator: Any, simulator: Any, rate: Any, exposure: float, design: Tensor | None) -> Extended | None:

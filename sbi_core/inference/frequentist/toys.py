@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Cauchy, Distribution, Laplace, MultivariateNormal, Normal, StudentT
 
 from sbi_core.errors import InputError
-from sbi_core.inference.frequentist.maximum import Box, Maximum, climb, information
+from sbi_core.inference.frequentist.maximum import Box, Maximum, climb, information, values
 from sbi_core.inference.frequentist.rates import Extended
 from sbi_core.inference.frequentist.reweighting import Reweighted
 from sbi_core.inference.frequentist.sets import Sets, Toys
@@ -23,8 +23,14 @@ ROWS = 200_000
 TOGETHER = 50_000
 """Events whose sets are climbed together."""
 
-FINE, SCAN = 1025, 16
+FINE, SCAN = 1025, 8
 """Thetas at which all toys are looked at: of one parameter where x takes few values; else of each parameter."""
+
+FEW = 2000
+"""Events that show how wide the likelihood is."""
+
+GAIN = 1e-5
+"""Nats below which a toy's maximum need not be known."""
 
 LOCATIONS = (Normal, MultivariateNormal, StudentT, Laplace, Cauchy)
 """Distributions that say how far a measured value lies from the true one, wherever that is."""
@@ -136,46 +142,51 @@ class Statistics:
 
 def toy_statistics(plan: Plan, theta: Tensor, n: int) -> Statistics:
     """Draw n toys at theta (D,) and compare theta's parameters of interest with the best fit of each."""
-    parts, done = [], 0
+    covariance, parts, done = _typical_covariance(plan, theta), [], 0
     while done < n:
         some = min(n - done, plan.at_once())
-        parts.append(statistics(plan, plan.read(plan.draw(theta, some)), theta))
+        parts.append(statistics(plan, plan.read(plan.draw(theta, some)), theta, covariance))
         done += some
     return Statistics(torch.cat([p.q for p in parts]), torch.cat([p.estimate for p in parts]))
 
 
-def statistics(plan: Plan, sets: Sets, theta: Tensor) -> Statistics:
-    """The likelihood ratio of theta's parameters of interest, theta (D,), to the best fit of each set."""
+def statistics(plan: Plan, sets: Sets, theta: Tensor, covariance: Tensor | None = None) -> Statistics:
+    """The likelihood ratio of theta's parameters of interest, theta (D,), to the best fit of each set.
+
+    Args:
+        plan: of which the sets are.
+        sets: what is judged.
+        theta: (D,).
+        covariance: of the best fits, (D, D), if known: it saves steps.
+    """
     of, dims = list(plan.of), len(theta)
-    nuisance = [k for k in range(dims) if k not in of]
     at_psi = sets.shared(theta[None])[:, 0]
     if dims == 1 and sets.counted:
         best = _on_a_line(sets, plan.box)
     else:
-        options: dict[str, Any] = {"at_once": sets.at_once, "covariance": _typical_covariance(sets, plan.box, theta)}
-        start = torch.stack([theta.expand(sets.rows, -1), _scanned(sets, plan.box)], 1)
-        best = climb(sets, start, plan.box, **options).best()
-        if nuisance:
+        options: dict[str, Any] = {"at_once": sets.at_once, "covariance": covariance, "gain": GAIN}
+        points = torch.cat([theta[None], plan.box.spread(SCAN * dims)])
+        start = points[sets.shared(points).argmax(1)][:, None]
+        best = climb(sets, start, plan.box, **options)
+        if len(of) < dims:
             start = torch.stack([theta.expand(sets.rows, -1), best.theta[:, 0]], 1)
             start[..., of] = theta[of]
-            at_psi = climb(sets, start, plan.box, fixed=of, **options).best().value[:, 0]
+            first = Maximum(start, values(sets, start, sets.at_once)).best().theta
+            at_psi = climb(sets, first, plan.box, fixed=of, **options).value[:, 0]
     top = torch.maximum(best.value[:, 0], at_psi)
     return Statistics((2 * (top - at_psi)).clamp(min=0.0), best.theta[:, 0, of])
 
 
-def _scanned(sets: Sets, box: Box) -> Tensor:
-    """The best of some evenly spread points for each set, (R, D)."""
-    points = box.spread(SCAN * len(box.low))
-    return points[sets.shared(points).argmax(1)]
-
-
-def _typical_covariance(sets: Sets, box: Box, theta: Tensor) -> Tensor | None:
-    """Inverse of the sets' mean information at theta (D,), (D, D); `None` if that has none."""
+def _typical_covariance(plan: Plan, theta: Tensor) -> Tensor | None:
+    """Inverse of the mean information of a few toys at theta (D,), (D, D); `None` if there is none."""
+    sets = plan.read(plan.draw(theta, max(1, FEW // max(1, plan.events))))
+    if len(theta) == 1 and sets.counted:
+        return None
 
     def mean(at: Tensor) -> Tensor:
         return sets(at.expand(sets.rows, -1, -1)).mean(0, keepdim=True)
 
-    matrix = information(mean, theta, box)
+    matrix = information(mean, theta, plan.box)
     return torch.linalg.inv(matrix) if bool((torch.linalg.eigvalsh(matrix) > 0).all()) else None
 
 
@@ -195,7 +206,7 @@ def _on_a_line(sets: Sets, box: Box) -> Maximum:
     usable = peak.isfinite() & (peak >= value.gather(1, top))
     at, peak = torch.where(usable, at, line[top]), torch.where(usable, peak, value.gather(1, top))
     found = Maximum(at[..., None], peak)
-    if bool((here - torch.minimum(left, right) > 0.02).any()):  # too narrow for the table
+    if bool((bend < -0.04).any()):  # too narrow for the table
         again = climb(sets, found.theta, box, at_once=sets.at_once)
         found = Maximum(torch.cat([found.theta, again.theta], 1), torch.cat([found.value, again.value], 1)).best()
     return found

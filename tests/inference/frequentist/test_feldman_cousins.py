@@ -79,8 +79,8 @@ def test_the_published_poisson_limits():
             method="feldman_cousins",
             level=0.9,
             seed=1,
-            toys=2000,
-            points=41,
+            toys=1000,
+            points=33,
         )
         first, last = found.interval()[0], found.interval()[-1]
         step = float(found.belt.theta[1] - found.belt.theta[0])
