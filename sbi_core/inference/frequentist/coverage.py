@@ -12,11 +12,12 @@ from torch.distributions import Distribution
 from sbi_core.columns import to_column
 from sbi_core.errors import InputError, nearest
 from sbi_core.inference.checks.check import Check
-from sbi_core.inference.frequentist.limits import METHODS, asked_levels, interest
+from sbi_core.inference.frequentist.limits import METHODS
 from sbi_core.inference.frequentist.maximum import Box
 from sbi_core.inference.frequentist.neyman import Belt, signed
 from sbi_core.inference.frequentist.rates import extended
 from sbi_core.inference.frequentist.toys import Plan, toy_statistics
+from sbi_core.inference.frequentist.wilks import asked_levels, interest
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import fresh_seed, one_thread, seeded
 

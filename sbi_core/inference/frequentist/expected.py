@@ -10,13 +10,13 @@ from torch.distributions import Distribution
 from sbi_core.columns import to_column
 from sbi_core.errors import InputError
 from sbi_core.inference.frequentist.intervals import pieces
-from sbi_core.inference.frequentist.limits import asked_levels, asymptotic, interest, quantile
 from sbi_core.inference.frequentist.maximum import Box, values
 from sbi_core.inference.frequentist.profile import Problem
 from sbi_core.inference.frequentist.rates import extended
 from sbi_core.inference.frequentist.record import Limits
 from sbi_core.inference.frequentist.sets import Sets
 from sbi_core.inference.frequentist.toys import Plan
+from sbi_core.inference.frequentist.wilks import asked_levels, asymptotic, interest, quantile
 from sbi_core.inference.observed import auxiliary
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import fresh_seed, one_thread, seeded

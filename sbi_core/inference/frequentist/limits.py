@@ -11,15 +11,17 @@ from torch.distributions import Distribution
 from sbi_core.columns import to_column
 from sbi_core.errors import InputError, nearest
 from sbi_core.inference.frequentist.construction import by_toys
-from sbi_core.inference.frequentist.intervals import open_flags, pieces, with_training
+from sbi_core.inference.frequentist.intervals import with_training
 from sbi_core.inference.frequentist.maximum import Box
-from sbi_core.inference.frequentist.profile import Problem, best_fit, profile_line, profile_plane
+from sbi_core.inference.frequentist.profile import Problem
 from sbi_core.inference.frequentist.rates import extended
-from sbi_core.inference.frequentist.record import Limits, edge_flags
+from sbi_core.inference.frequentist.record import Limits
 from sbi_core.inference.frequentist.reweighting import Reweighted
+from sbi_core.inference.frequentist.sets import Sets, Toys
 from sbi_core.inference.frequentist.toys import Plan
+from sbi_core.inference.frequentist.wilks import asked_levels, asymptotic, interest
 from sbi_core.inference.observed import Observed
-from sbi_core.parameters import Parameter, positions
+from sbi_core.parameters import Parameter
 from sbi_core.seeding import fresh_seed, one_thread, seeded
 
 METHODS = ("profile", "neyman", "feldman_cousins")
@@ -65,7 +67,8 @@ def limits(
     Args:
         estimator: anything with `log_likelihood` and `observe`: a trained estimator, or a simulator that knows its
             exact likelihood. Of an ensemble the members are asked too.
-        x_obs: one observation, event-shaped, or with `iid` several independent ones, (n, *event).
+        x_obs: one observation, event-shaped, or with `iid` several independent ones, (n, *event); with a rate n may
+            be 0.
         of: name of the parameter of interest, or of two; by default all, if there are no more.
         method: see above.
         simulator: draws the toys.
@@ -94,7 +97,6 @@ def limits(
     """
     asked: dict[str, Any] = {
         "method": method,
-        "rows": rows,
         "design": design,
         "n_events": n_events,
         "iid": iid,
@@ -114,10 +116,16 @@ def limits(
     _check(method, nuisance, toys, points, time_limit)
     at_design = None if design is None else to_column("design", design)
     poisson = extended(estimator, simulator, rate, exposure, at_design)
-    observed = Observed(estimator, x_obs, design=design, n_events=n_events, iid=iid, constraints=constraints)
-    events = len(to_column("x_obs", x_obs)) if iid else 1
+    x = to_column("x_obs", x_obs)
+    events = len(x) if iid else 1
+    observed: Observed | Sets
+    if not events and poisson is not None:  # that there is none says something too
+        observed = Sets(estimator, Toys(x, torch.zeros(0, dtype=torch.long), 1, at_design), constraints=constraints)
+    else:
+        observed = Observed(estimator, x, design=design, n_events=n_events, iid=iid, constraints=constraints)
     box = Box.of(axes)
-    source = None if rows is None else Reweighted(simulator, rows)
+    known = rows is None or method == "profile" or isinstance(rows, Reweighted)
+    source = rows if known else Reweighted(simulator, rows)
     seed = fresh_seed() if seed is None else seed
     plan = Plan(estimator, box, columns, events, at_design, poisson, constraints, simulator, source)
     if method != "profile":
@@ -144,8 +152,9 @@ def limits(
             if source is not None and found.belt is not None:
                 said, flags = source.report(found.belt.theta, events)
                 found = replace(found, verdicts={**found.verdicts, "toys": said}, flags=(*found.flags, *flags))
+    found = replace(found, flags=(*found.flags, *filter(None, [getattr(estimator, "caveat", "")])))
     members = tuple(
-        limits(member, x_obs, of=found.of, simulator=simulator, seed=seed, **asked)
+        limits(member, x_obs, of=found.of, simulator=simulator, seed=seed, rows=source, **asked)
         for member in getattr(estimator, "members", ())
     )
     return _spread(found, members) if members else found
@@ -168,21 +177,6 @@ def _spread(found: Limits, members: tuple[Limits, ...]) -> Limits:
     )
 
 
-def interest(of: Sequence[str] | str | None, axes: Sequence[Parameter]) -> tuple[int, ...]:
-    """Columns of the parameters of interest, all by default.
-
-    Raises:
-        InputError: for an unknown name, or more than two.
-    """
-    names = [of] if isinstance(of, str) else [a.name for a in axes] if of is None else of
-    columns = tuple(positions(names, axes))
-    if len(columns) > 2:
-        raise InputError(
-            f"of = {list(names)}: limits serves one or two parameters of interest. Name them with of=[...]."
-        )
-    return columns
-
-
 def _check(method: str, nuisance: str, toys: int, points: int | None, time_limit: float) -> None:
     for name, value, known in (("method", method, METHODS), ("nuisance", nuisance, NUISANCE)):
         if value not in known:
@@ -192,65 +186,3 @@ def _check(method: str, nuisance: str, toys: int, points: int | None, time_limit
             raise InputError(f"{name} = {number}: expected at least {least}.")
     if not time_limit > 0:
         raise InputError(f"time_limit = {time_limit}: expected a positive number of seconds.")
-
-
-def asked_levels(level: float | Sequence[float]) -> tuple[float, ...]:
-    """One level or several.
-
-    Raises:
-        InputError: unless they lie between 0 and 1.
-    """
-    levels = tuple(float(one) for one in (level if isinstance(level, Sequence) else [level]))
-    if not levels or not all(0 < one < 1 for one in levels):
-        raise InputError(f"level = {level}: expected numbers between 0 and 1.")
-    return levels
-
-
-def quantile(level: float, dims: int) -> float:
-    """Of the chi-squared distribution."""
-    from scipy.stats import chi2  # slow to import
-
-    return float(chi2.ppf(level, dims))
-
-
-def asymptotic(problem: Problem, axes: Sequence[Parameter], levels: Sequence[float], seed: int) -> Limits:
-    """Profile likelihood and Wilks' sets."""
-    of, dims = problem.of, len(problem.of)
-    wilks = {level: quantile(level, dims) for level in levels}
-    best = best_fit(problem)
-    if dims == 1:
-        profile = profile_line(problem, best, list(wilks.values()))
-    else:
-        profile = profile_plane(problem, best, max(wilks.values()))
-    best, q = profile.best, profile.q
-    names = tuple(axes[k].name for k in of)
-    grid = (profile.theta[:, of[0]],) if dims == 1 else (profile.theta[:, 0, of[0]], profile.theta[0, :, of[1]])
-    sets = {level: pieces(grid[0], q - c) for level, c in wilks.items()} if dims == 1 else {}
-    flags = edge_flags(axes, best.edges) + open_flags(names[0], sets, (float(grid[0][0]), float(grid[0][-1])))
-    return Limits(
-        parameters=tuple(axes),
-        of=names,
-        method="profile",
-        best_fit=best.theta,
-        covariance=best.covariance,
-        log_likelihood=best.value,
-        grid=grid,
-        theta=profile.theta,
-        q=q,
-        levels=tuple(levels),
-        critical={level: torch.tensor(c).double() for level, c in wilks.items()},
-        critical_error={level: torch.tensor(0.0).double() for level in levels},
-        intervals=sets,
-        regions={level: q <= c for level, c in wilks.items()} if dims == 2 else {},
-        p_value=None,
-        p_error=None,
-        belt=None,
-        verdicts={
-            "maximum": f"{best.agree[0]} of {best.agree[1]} climbs ended within .01 nats of the best",
-            "coverage": f"asymptotic (Wilks, chi-squared of {dims}), unchecked by toys",
-            "spread of trainings": "unchecked",
-            "x_obs inside the simulated range": "unchecked",
-        },
-        flags=tuple(flags),
-        seed=seed,
-    )

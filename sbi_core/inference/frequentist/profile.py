@@ -19,8 +19,8 @@ REACH = 4.5
 FINER, HALVINGS = 7, 3
 """Points that are put into each gap with a crossing, and how often."""
 
-PLANE = 49
-"""Points per axis for two parameters."""
+PLANE, PLANE_FINE, MANY = 49, 193, 1000
+"""Points per axis for two parameters; where there is no nuisance parameter and fewer than so many are in the region."""
 
 NUISANCE, AFFORDABLE = 16, 10**6
 """Evenly spread values of the nuisance parameters that climbs may start from, besides the best fit's; pairs of theta
@@ -227,32 +227,36 @@ def profile_line(problem: Problem, best: BestFit, levels: Sequence[float]) -> Pr
 
 
 def profile_plane(problem: Problem, best: BestFit, level: float) -> Profile:
-    """Profile of two parameters over a box that holds where q is at most the level, (PLANE, PLANE)."""
+    """Profile of two parameters over a box that holds where q is at most the level, (PLANE, PLANE) or finer."""
     of = list(problem.of)
     low, high = problem.box.low[of], problem.box.high[of]
     sd = best.covariance.diagonal()[of].sqrt()
-    sd = torch.where(sd.isfinite(), sd, (high - low) / 20)
-    inner = [best.theta[of] - (level**0.5 + 0.5) * sd, best.theta[of] + (level**0.5 + 0.5) * sd]
-    found = None
-    ends = (low, high)
+    reach = (level**0.5 + 0.5) * torch.where(sd.isfinite(), sd, (high - low) / 20)
+    ends, points = (low, high), PLANE
     for _ in range(6):
-        axes = [torch.linspace(float(a), float(b), PLANE).double() for a, b in zip(*ends, strict=True)]
-        psi = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-        theta, value = profile_grid(problem, started(problem, psi, best), best.covariance)
-        best = _improved(problem, best, theta, value)
-        inside = 2 * (best.value - value) <= level
-        cell = (ends[1] - ends[0]) / (PLANE - 1)
-        where = psi[inside]
-        first = torch.minimum(where.amin(0) - 2 * cell, inner[0]) if len(where) else inner[0]
-        last = torch.maximum(where.amax(0) + 2 * cell, inner[1]) if len(where) else inner[1]
-        wanted = torch.maximum(first, low), torch.minimum(last, high)
-        found = Profile(theta, value, best)
-        if bool(((wanted[1] - wanted[0]) > 0.7 * (ends[1] - ends[0])).all()) and bool(
-            ((wanted[0] >= ends[0] - 1e-9) & (wanted[1] <= ends[1] + 1e-9)).all()
-        ):
+        profile = _on_a_plane(problem, best, ends, points)
+        best, inside = profile.best, profile.q <= level
+        cell = (ends[1] - ends[0]) / (points - 1)
+        where = torch.cat([profile.theta[inside][:, of], best.theta[None, of]])
+        wanted = (
+            torch.maximum(torch.minimum(where.amin(0) - 2 * cell, best.theta[of] - reach), low),
+            torch.minimum(torch.maximum(where.amax(0) + 2 * cell, best.theta[of] + reach), high),
+        )
+        small = bool((wanted[1] - wanted[0] > 0.7 * (ends[1] - ends[0])).all())
+        if small and bool(((wanted[0] >= ends[0] - 1e-9) & (wanted[1] <= ends[1] + 1e-9)).all()):
             break
         ends = wanted
-    return found  # type: ignore[return-value]
+    if not problem.nuisance and int(inside.sum()) < MANY:
+        profile = _on_a_plane(problem, best, ends, PLANE_FINE)
+    return profile
+
+
+def _on_a_plane(problem: Problem, best: BestFit, ends: tuple[Tensor, Tensor], points: int) -> Profile:
+    """Profile of two parameters between ends (2,), points to each axis."""
+    axes = [torch.linspace(float(a), float(b), points).double() for a, b in zip(*ends, strict=True)]
+    psi = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    theta, value = profile_grid(problem, started(problem, psi, best), best.covariance)
+    return Profile(theta, value, _improved(problem, best, theta, value))
 
 
 def _improved(problem: Problem, best: BestFit, theta: Tensor, value: Tensor) -> BestFit:

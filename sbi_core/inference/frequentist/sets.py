@@ -92,12 +92,12 @@ class Sets:
     @property
     def at_once(self) -> int:
         """How many thetas of each set to evaluate together."""
-        return max(1, AT_ONCE // max(1, self.pairs))
+        return max(1, AT_ONCE // self.pairs)
 
     @property
     def pairs(self) -> int:
-        """Pairs of theta and x in the evaluation of one theta of each set."""
-        return len(self._index) if self._counts is None else self._counts.numel()
+        """Pairs of theta and x in the evaluation of one theta of each set, at least 1."""
+        return max(1, len(self._index) if self._counts is None else self._counts.numel())
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Nats (R, G) at theta (R, G, D), with a gradient if theta has one."""

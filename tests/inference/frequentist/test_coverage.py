@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from sbi_core import InputError, simulate
-from sbi_core.estimators import RatioEstimator, alices, fit
+from sbi_core.estimators import Ensemble, RatioEstimator, alices, fit
 from sbi_core.inference.frequentist.coverage import coverage_map
+from sbi_core.inference.frequentist.limits import limits
 from sbi_core.simulators import GaltonBoard
 
 BOARD = GaltonBoard()
@@ -33,11 +34,37 @@ def test_neyman_sets_cover_everywhere(method, seed):
     assert_covers(BOARD, 25, method=method, seed=seed)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """Two trainings on 5,000 balls."""
+    runs = []
+    for seed in (1, 2):
+        data = simulate(BOARD, 5000, seed=seed, progress=False)
+        runs.append(fit(RatioEstimator.from_data(data), alices, data, simulator=BOARD, seed=seed, progress=False))
+    return [run.estimator for run in runs]
+
+
 @pytest.mark.slow
-def test_sets_of_a_trained_estimator_cover():
-    data = simulate(BOARD, 5000, seed=1, progress=False)
-    run = fit(RatioEstimator.from_data(data), alices, data, simulator=BOARD, seed=1, progress=False)
-    assert_covers(run.estimator, 25, seed=1)
+def test_sets_of_a_trained_estimator_cover(trained):
+    for estimator in trained:
+        assert_covers(estimator, 25, seed=1)
+
+
+@pytest.mark.slow
+def test_sets_of_trained_estimators_are_the_exact_ones(trained):
+    """Within a quarter of the standard error; the spread of two trainings is about how far they are off."""
+    x = BOARD.sample(torch.full((100, 1), -0.7).double(), None, torch.Generator().manual_seed(1))[0]
+    options = {"iid": True, "simulator": BOARD, "seed": 1, "toys": 1000, "points": 17}
+    for method in ("profile", "feldman_cousins"):
+        found, exact = (limits(one, x, method=method, **options) for one in (Ensemble(trained), BOARD))
+        for level in found.levels:
+            one, other = found.interval(level)[0], exact.interval(level)[0]
+            for end in ("low", "high"):
+                noise = (getattr(one, f"{end}_error") ** 2 + getattr(other, f"{end}_error") ** 2) ** 0.5
+                off = abs(getattr(one, end) - getattr(other, end))
+                assert off < 0.25 * float(exact.error) + 4 * noise
+                assert 0 < getattr(one, f"{end}_training") < 0.25 * float(exact.error) + 4 * noise
+        assert "2 trainings" in found.verdicts["spread of trainings"] and len(found.members) == 2
 
 
 def test_wilks_sets_do_not_cover_as_they_say_at_the_edge():
