@@ -1,6 +1,7 @@
 """Confidence sets whose critical values come from toys instead of the chi-squared law."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import torch
@@ -20,7 +21,7 @@ WIDE = (-3.0, -1.5, 0.0, 1.5, 3.0)
 """Standard deviations by which nuisance parameters are moved from their best."""
 
 LEFT_OUT = 0.0027
-"""Probability that a normal one lies farther out; it is taken off each level."""
+"""Probability that a normal one lies farther out; it is added to each level and p-value (Berger & Boos)."""
 
 
 def by_toys(
@@ -52,49 +53,33 @@ def by_toys(
     of, dims = list(problem.of), len(problem.of)
     central = method == "neyman"
     if central and dims > 1:
-        raise InputError(
-            "method='neyman' orders toys by a signed root, of one parameter. Use 'feldman_cousins' for two."
-        )
-    fine = FINER[dims]
-    theta, q = _grid(problem, found, (points - 1) * fine + 1)
-    toys_at = theta[(slice(None, None, fine),) * dims]
-    shifts = (
-        _shifts(problem, found)
-        if nuisance == "unconditional" and problem.nuisance
-        else torch.zeros(1, theta.shape[-1]).double()
-    )
-    belts, flags = list[Belt](), set[str]()
-    flat = toys_at.reshape(-1, theta.shape[-1])
-    for shift in shifts:
-        at = torch.minimum(torch.maximum(flat + shift, problem.box.low), problem.box.high)
-        made, stopped = belt(plan, at, toys, central=central, time_limit=time_limit / len(shifts))
-        belts.append(made)
-        flags |= set(stopped)
-    lost = LEFT_OUT * len(problem.nuisance) if len(shifts) > 1 else 0.0
+        raise InputError("method='neyman' orders toys by a signed root, of one parameter. For two: 'feldman_cousins'.")
+    theta, q = _grid(problem, found, (points - 1) * FINER[dims] + 1)
+    coarse = (slice(None, None, FINER[dims]),) * dims
+    grid = theta[coarse].shape[:-1]
+    varied = nuisance == "unconditional" and bool(problem.nuisance)
+    belts, flags = _belts(problem, plan, found, theta[coarse], toys, varied, central, time_limit)
+    lost = LEFT_OUT * len(problem.nuisance) if varied else 0.0
     statistic = q.sqrt() * torch.where(found.best_fit[of[0]] < theta[..., of[0]], -1.0, 1.0) if central else q
-    observed = statistic[(slice(None, None, fine),) * dims].reshape(-1, 1)
-    every = [one.p_value(observed) for one in belts]
+    every = [one.p_value(statistic[coarse].reshape(-1, 1)) for one in belts]
     p, worst = torch.stack([one[0] for one in every]).max(0)
     p_error = torch.stack([one[1] for one in every]).gather(0, worst[None])[0]
     critical, errors, sets, regions = {}, {}, {}, {}
     for level in found.levels:
-        each = [one.critical(min(level + lost, 1 - 1e-12)) for one in belts]
-        ends, error = _widest(each)
-        ends, error = (_finer(part, toys_at.shape[:-1], q.shape) for part in (ends, error))
+        each = _widest([one.critical(min(level + lost, 1.0)) for one in belts])
+        ends, error = (_finer(part, grid, q.shape) for part in each)
         critical[level], errors[level] = (ends, error) if central else (ends[..., 1], error[..., 1])
         below, above = ends[..., 0] - statistic, statistic - ends[..., 1]
         excess = torch.maximum(below, above)
         if dims == 1:
-            side = torch.where(below > above, error[..., 0], error[..., 1])
-            sets[level] = pieces(theta[:, of[0]], excess, side)
+            sets[level] = pieces(theta[:, of[0]], excess, torch.where(below > above, error[..., 0], error[..., 1]))
         else:
             regions[level] = excess <= 0
-    made_at = (
-        "at the nuisance parameters that fit the observation best (profile construction: not exact)"
-        if len(shifts) == 1
-        else f"at {len(shifts)} settings of the nuisance parameters, the worst of which counts"
-    )
-    said = f"by {belts[0].toys} toys at each of {len(flat)} points" + (f", {made_at}" if problem.nuisance else "")
+    said = f"by {min(one.toys for one in belts)} toys at each of {math.prod(grid)} points"
+    if varied:
+        said += f", at {len(belts)} settings of the nuisance parameters, the worst of which counts"
+    elif problem.nuisance:
+        said += ", at the nuisance parameters that fit the observation best (profile construction: not exact)"
     return replace(
         found,
         method=method,
@@ -105,16 +90,37 @@ def by_toys(
         critical_error=errors,
         intervals=sets,
         regions=regions,
-        p_value=p.reshape(toys_at.shape[:-1]),
-        p_error=p_error.reshape(toys_at.shape[:-1]),
-        belt=belts[0] if len(belts) == 1 else max(belts, key=lambda one: float(one.q.mean())),
+        p_value=(p + lost).clamp(max=1.0).reshape(grid),
+        p_error=p_error.reshape(grid),
+        belt=belts[len(belts) // 2],
         verdicts={**found.verdicts, "coverage": said},
         flags=(
             *edge_flags(found.parameters, problem.box.edges(found.best_fit)),
-            *sorted(flags),
+            *flags,
             *open_flags(found.of[0], sets, (float(problem.box.low[of[0]]), float(problem.box.high[of[0]]))),
         ),
     )
+
+
+def _belts(
+    problem: Problem,
+    plan: Plan,
+    found: Limits,
+    theta: Tensor,
+    toys: int,
+    varied: bool,
+    central: bool,
+    time_limit: float,
+) -> tuple[list[Belt], list[str]]:
+    """Toys at theta (*grid, D), or at each of several settings of the nuisance parameters around it, and flags."""
+    shifts = _shifts(problem, found) if varied else torch.zeros(1, theta.shape[-1]).double()
+    flat, belts, flags = theta.reshape(-1, theta.shape[-1]), list[Belt](), dict[str, None]()
+    for shift in shifts:
+        at = torch.minimum(torch.maximum(flat + shift, problem.box.low), problem.box.high)
+        made, stopped = belt(plan, at, toys, central=central, time_limit=time_limit / len(shifts))
+        belts.append(made)
+        flags |= dict.fromkeys(stopped)
+    return belts, list(flags)
 
 
 def _grid(problem: Problem, found: Limits, points: int) -> tuple[Tensor, Tensor]:
@@ -126,10 +132,8 @@ def _grid(problem: Problem, found: Limits, points: int) -> tuple[Tensor, Tensor]
     axes = [torch.linspace(float(a), float(b), points).double() for a, b in zip(*ends, strict=True)]
     psi = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     flat = found.theta.reshape(-1, found.theta.shape[-1])
-    nearest = torch.cdist(psi.reshape(-1, len(of)) / problem.box.width[of], flat[:, of] / problem.box.width[of]).argmin(
-        1
-    )
-    theta = flat[nearest].clone()
+    width = problem.box.width[of]
+    theta = flat[torch.cdist(psi.reshape(-1, len(of)) / width, flat[:, of] / width).argmin(1)].clone()
     theta[:, of] = psi.reshape(-1, len(of))
     theta, value = profile_grid(problem, theta.reshape(*psi.shape[:-1], -1), found.covariance)
     return theta, (2 * (found.log_likelihood - value)).clamp(min=0.0)

@@ -98,7 +98,7 @@ def order_statistic(ordered: Tensor, level: float) -> tuple[Tensor, Tensor]:
     fewer than level / (1 - level) values it is infinite.
     """
     n = ordered.shape[1]
-    k = math.ceil((n + 1) * level - 1e-9)
+    k = math.ceil((n + 1) * level - 1e-9)  # not one more where rounding alone makes it so
     if k > n:
         return torch.full_like(ordered[:, 0], torch.inf), torch.full_like(ordered[:, 0], torch.nan)
     off = math.sqrt(n * level * (1 - level))

@@ -27,13 +27,14 @@ class Limits:
         theta: these with the best nuisance parameters, (G, D) or (G_1, G_2, D).
         q: -2 [max_nu log L(psi, nu) - max log L], (G,) or (G_1, G_2).
         levels: of confidence.
-        critical: for each level what q is compared with, (G,) or (G_1, G_2) with toys, else ().
+        critical: for each level what q must not exceed, () or with toys as q; of "neyman" the lower and upper end
+            for the signed root of q, (G, 2).
         critical_error: its Monte Carlo error.
         intervals: for each level the pieces of the set, for one parameter of interest.
         regions: for each level whether a grid point is in the set, (G_1, G_2), for two.
-        p_value: of each grid point by toys, (G,) or (G_1, G_2); `None` without.
+        p_value: by toys, of the points of `belt`, (P,) or (P, P); `None` without toys.
         p_error: its Monte Carlo error.
-        belt: the toys, at each point of `grid` if they are made at the profiled nuisance parameters.
+        belt: the toys, which are made on a coarser grid than that of q, (P * P, D) for two parameters of interest.
         verdicts: what was checked; "unchecked" where nothing was.
         flags: what a careful reader should know, in sentences.
         seed: of everything random.

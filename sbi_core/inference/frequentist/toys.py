@@ -20,8 +20,8 @@ from sbi_core.seeding import torch_generator
 ROWS = 200_000
 """Events simulated together."""
 
-TOGETHER = 50_000
-"""Events whose sets are climbed together."""
+TOGETHER, TOYS = 50_000, 10_000
+"""Events, and toys, that are read together."""
 
 FINE, SCAN = 1025, 8
 """Thetas at which all toys are looked at: of one parameter where x takes few values; else of each parameter."""
@@ -80,33 +80,29 @@ class Plan:
         else:
             count = torch.poisson(self.poisson.mean(theta).expand(n)).long()
         index = torch.repeat_interleave(torch.arange(n), count)
-        total = len(index)
-        designs = None
-        if self.design is not None:
-            designs = self.design.expand(total, -1) if self.design.ndim == 1 else self.design.repeat(n, 1)
-        several = self.design is not None and self.design.ndim > 1
+        design = self.design if self.design is None or self.design.ndim == 1 else self.design.repeat(n, 1)
         if self.source is not None:
-            x, seen = self.source.events(theta, total), None
+            x, seen = self.source.events(theta, len(index)), None
         else:
-            x, seen = self._simulate(theta, total, designs)
-        return Toys(x, index, n, designs if several else self.design, seen, shift=self._measured_anew(theta, n))
+            x, seen = self._simulate(theta, len(index), design)
+        return Toys(x, index, n, design, seen, shift=self._measured_anew(theta, n))
 
-    def _simulate(self, theta: Tensor, total: int, designs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _simulate(self, theta: Tensor, total: int, design: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x (E, *event) and, of runs, their numbers of events (E,)."""
         generator = torch_generator(SeedSequence(int(torch.randint(2**62, ()))))
-        parts, counts = [], []
-        for start in range(0, max(total, 1), ROWS):
-            rows = min(ROWS, max(total, 1) - start)
-            some = None if designs is None else designs[start : start + rows]
-            if some is not None and not len(some):
-                some = self.design.expand(1, -1) if self.design is not None and self.design.ndim == 1 else some
-            x, z = self.simulator.sample(theta.expand(rows, -1), some, generator)
+        rows = max(total, 1)  # of no events the shape is needed
+        designs = None if design is None else design.expand(rows, -1)
+        parts, counts = list[Tensor](), list[Tensor]()
+        for start in range(0, rows, ROWS):
+            some = slice(start, min(start + ROWS, rows))
+            setting = None if designs is None else designs[some]
+            x, z = self.simulator.sample(theta.expand(some.stop - start, -1), setting, generator)
             if not bool(torch.isfinite(x).all()):
                 raise InputError(f"toys: simulator '{self.simulator.name}' failed (NaN) at theta = {theta.tolist()}.")
-            parts.append(x[: total - start] if total < 1 else x)
+            parts.append(x)
             if getattr(self.estimator, "needs_n_events", False):
                 counts.append(self.simulator.count(z))
-        return torch.cat(parts), torch.cat(counts) if counts else None
+        return torch.cat(parts)[:total], torch.cat(counts)[:total] if counts else None
 
     def _measured_anew(self, theta: Tensor, n: int) -> tuple[Tensor, ...]:
         """How far n further auxiliary measurements lie from the ones that were made."""
@@ -118,9 +114,9 @@ class Plan:
         """The log likelihoods of toys."""
         return Sets(self.estimator, toys, poisson=self.poisson, constraints=self.constraints)
 
-    def at_once(self) -> int:
-        """Toys that fit into memory together."""
-        return max(1, TOGETHER // max(1, self.events))
+    def size(self, theta: Tensor) -> float:
+        """Expected number of events in a toy at theta (D,), at least 1."""
+        return max(1.0, float(self.events) if self.poisson is None else float(self.poisson.mean(theta)))
 
 
 @dataclass(frozen=True)
@@ -135,16 +131,13 @@ class Statistics:
     q: Tensor
     estimate: Tensor
 
-    def signed(self, psi: Tensor) -> Tensor:
-        """Root of q, negative where the best fit of the first parameter lies below psi (k,); (R,)."""
-        return self.q.sqrt() * torch.where(self.estimate[:, 0] < psi[0], -1.0, 1.0)
-
 
 def toy_statistics(plan: Plan, theta: Tensor, n: int) -> Statistics:
     """Draw n toys at theta (D,) and compare theta's parameters of interest with the best fit of each."""
-    covariance, parts, done = _typical_covariance(plan, theta), [], 0
+    covariance, parts, done = _typical_covariance(plan, theta), list[Statistics](), 0
+    together = max(1, min(TOYS, int(TOGETHER / plan.size(theta))))
     while done < n:
-        some = min(n - done, plan.at_once())
+        some = min(n - done, together)
         parts.append(statistics(plan, plan.read(plan.draw(theta, some)), theta, covariance))
         done += some
     return Statistics(torch.cat([p.q for p in parts]), torch.cat([p.estimate for p in parts]))
@@ -179,7 +172,7 @@ def statistics(plan: Plan, sets: Sets, theta: Tensor, covariance: Tensor | None 
 
 def _typical_covariance(plan: Plan, theta: Tensor) -> Tensor | None:
     """Inverse of the mean information of a few toys at theta (D,), (D, D); `None` if there is none."""
-    sets = plan.read(plan.draw(theta, max(1, FEW // max(1, plan.events))))
+    sets = plan.read(plan.draw(theta, max(1, int(FEW / plan.size(theta)))))
     if len(theta) == 1 and sets.counted:
         return None
 
