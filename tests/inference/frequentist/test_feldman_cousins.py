@@ -72,7 +72,7 @@ def exact_p(s, n, background=3.0):
     best = (number - background).clamp(0, 15) + background
     law = Poisson(s[:, None] + background).log_prob(number)
     ratio = law - Poisson(best).log_prob(number)
-    return torch.where(ratio <= ratio[:, [n]] + 1e-9, law.exp(), 0.0).sum(1)
+    return torch.where(ratio <= ratio[:, [n]] + 1e-9, law.exp(), 0.0).sum(1).clamp(max=1.0)
 
 
 @pytest.mark.parametrize(("n", "low", "high"), [(0, 0.0, None), (1, 0.0, None), (4, 0.0, 5.60), (7, 0.89, 9.53)])
