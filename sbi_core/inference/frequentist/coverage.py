@@ -56,6 +56,16 @@ class Coverage:
         """One for each level: its worst theta, in a band of 4 standard errors."""
         return tuple(self._check(k) for k in range(len(self.levels)))
 
+    def summary(self) -> dict[str, Any]:
+        """Plain data: shares at each theta, and the checks."""
+        return {
+            "method": self.method,
+            "theta": self.theta.tolist(),
+            "share": {str(level): found.tolist() for level, found in zip(self.levels, self.share, strict=True)},
+            "checks": [check.to_json() for check in self.checks],
+            "seed": self.seed,
+        }
+
     def _check(self, k: int) -> Check:
         level = self.levels[k]
         z = (self.share[k] - level) / self.error[k]
@@ -127,6 +137,8 @@ def coverage_map(
         raise InputError(f"theta has shape {tuple(at.shape)}, expected (G, {len(axes)}) inside the parameters' ranges.")
     if method not in METHODS:
         raise InputError(f"method = {method!r} is unknown: {nearest(method, METHODS)}")
+    if method == "neyman" and len(columns) > 1:
+        raise InputError("method='neyman' orders toys by a signed root, of one parameter. For two: 'feldman_cousins'.")
     if ties not in ("shared", "against"):
         raise InputError(f"ties = {ties!r}: expected 'shared' or 'against'.")
     levels = asked_levels(level)

@@ -89,8 +89,10 @@ def _with_errors(found: Limits, sets: Sets, off: float, simulations: int) -> Lim
     """The limits with the Monte Carlo error of their ends, and how far the best fit lies from the truth."""
     from scipy.stats import chi2  # slow to import
 
-    error = sets.error(found.theta.reshape(-1, found.theta.shape[-1]), found.best_fit).reshape(found.q.shape)
-    intervals = {level: pieces(found.grid[0], found.q - quantile(level, 1), error) for level in found.intervals}
+    intervals = dict(found.intervals)
+    if intervals:
+        error = sets.error(found.theta, found.best_fit)
+        intervals = {level: pieces(found.grid[0], found.q - quantile(level, 1), error) for level in intervals}
     p = float(chi2.sf(off, len(found.best_fit)))
     verdicts = {
         **found.verdicts,

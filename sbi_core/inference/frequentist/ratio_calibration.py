@@ -142,7 +142,9 @@ def calibrate_ratio(
     regression of the label (p / (1 - p)). The other half checks that
 
     - E[r | theta1] = 1, with the effective number of rows it rests on;
-    - among x with about the same r a share r / (1 + r) is from theta0: chi-squared over bins.
+    - among x with about the same r a share r / (1 + r) is from theta0: chi-squared over bins;
+    - log(share / (1 - share)) = a + b log r with a = 0 and b = 1, which sees a scale or a shift before the bins do
+      (score test; Cox, Biometrika 45 (1958) 562).
 
     Args:
         estimator: f, anything with `observe`.
@@ -181,7 +183,7 @@ def calibrate_ratio(
     checks = []
     for kind in MAPS:
         r0, r1 = (part if kind == "none" else maps[kind](part) for part in (s0, s1))
-        checks += [_mean_of_ratio(kind, r1), _reliability(kind, s0, s1, r0, r1, bins)]
+        checks += [_mean_of_ratio(kind, r1), _reliability(kind, s0, s1, r0, r1, bins), _slope(kind, r0, r1)]
     return RatioCalibration(pair[0], pair[1], maps, s0, s1, tuple(checks), seed)
 
 
@@ -212,3 +214,19 @@ def _reliability(kind: str, s0: Tensor, s1: Tensor, r0: Tensor, r1: Tensor, bins
     limit = float(chi2.isf(FALSE_ALARM, max(number, 1)))
     text = f"chi-squared {value:.1f} in {number} bins, at most {limit:.1f}"
     return Check("share of theta0 at given r", kind, value, (0.0, limit), value < limit if number else None, text)
+
+
+def _slope(kind: str, r0: Tensor, r1: Tensor) -> Check:
+    """Score test of a = 0 and b = 1 in the logistic regression of the label on log r, (N,) and (M,)."""
+    from scipy.stats import chi2  # slow to import
+
+    r = torch.cat([r0, r1])
+    label = torch.cat([torch.ones_like(r0), torch.zeros_like(r1)])
+    p, terms = torch.sigmoid(r), torch.stack([torch.ones_like(r), r])
+    push = terms @ (label - p)
+    inverse = torch.linalg.pinv((terms * (p * (1 - p))) @ terms.T, rtol=1e-9)
+    change = inverse @ push
+    value = float(push @ change) / (1 if kind == "none" else 2)
+    limit = float(chi2.isf(FALSE_ALARM, 2))
+    text = f"a = {float(change[0]):.2g}, b = {1 + float(change[1]):.3g}; chi-squared {value:.1f}, at most {limit:.1f}"
+    return Check("slope of log r", kind, value, (0.0, limit), value < limit, text)

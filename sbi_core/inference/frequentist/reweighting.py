@@ -49,16 +49,16 @@ class Reweighted:
         if table.n_events is not None:
             raise InputError("rows: whole runs of events cannot be reweighted. Give simulations of single events.")
         self.simulator, self.rows = simulator, table
-        thetas = table.theta.unique(dim=0)
-        thetas = thetas[torch.linspace(0, len(thetas) - 1, min(MIXTURE, len(thetas))).round().long()]
+        distinct = table.theta.unique(dim=0)
+        thetas = distinct[torch.linspace(0, len(distinct) - 1, min(MIXTURE, len(distinct))).round().long()]
         total = torch.full((len(table),), -torch.inf).double()
         square = total.clone()
         for theta in thetas:
             term = self._log_joint(theta)
             total, square = total.logaddexp(term), square.logaddexp(2 * term)
         self._log_mixture = total - math.log(len(thetas))
-        parts = float((2 * total - square).exp().median())
-        self.exact = len(thetas) == len(table.theta.unique(dim=0))
+        parts = float((2 * total - square).exp().median())  # how many of the thetas matter to a row
+        self.exact = len(thetas) == len(distinct)
         self.denominator_error = 0.0 if self.exact else parts**-0.5
 
     def _log_joint(self, theta: Tensor) -> Tensor:
@@ -70,10 +70,18 @@ class Reweighted:
         """w of each row at theta (D,), (N,), with expectation 1."""
         return (self._log_joint(theta) - self._log_mixture).exp()
 
+    def check(self, design: Tensor | None) -> None:
+        """Raise `InputError` unless the rows were made at this design, (K,)."""
+        have = None if self.rows.design is None else self.rows.design[0]
+        if (have is None) != (design is None) or (
+            have is not None and design is not None and not (design.ndim == 1 and torch.equal(have, design.double()))
+        ):
+            said = ["none" if d is None else str(d.tolist()) for d in (have, design)]
+            raise InputError(f"rows: they were simulated at design {said[0]}, and the toys' is {said[1]}.")
+
     def effective(self, theta: Tensor) -> float:
         """(sum w)^2 / sum w^2 at theta (D,): how many events simulated at theta the rows are worth."""
-        weight = self.weight(theta)
-        return float(weight.sum() ** 2 / weight.square().sum())
+        return _effective(self.weight(theta))
 
     def events(self, theta: Tensor, n: int) -> Tensor:
         """n events at theta (D,), as (n, *event), from torch's global random state.
@@ -82,7 +90,7 @@ class Reweighted:
             InputError: if the rows are worth fewer than `LEAST` events there.
         """
         weight = self.weight(theta)
-        effective = float(weight.sum() ** 2 / weight.square().sum())
+        effective = _effective(weight)
         if not effective >= LEAST:
             raise InputError(
                 f"rows: at theta = {theta.tolist()} the {len(weight)} simulations are worth {effective:.0f} events, "
@@ -93,11 +101,11 @@ class Reweighted:
     def report(self, theta: Tensor, events: int) -> tuple[str, list[str]]:
         """What must be said about toys of so many events at thetas (G, D): a verdict, and flags."""
         weights = torch.stack([self.weight(point) for point in theta])
-        effective = weights.sum(1) ** 2 / weights.square().sum(1)
-        least = float(effective.min())
+        effective = [_effective(weight) for weight in weights]
+        least = min(effective)
         z = (weights.mean(1) - 1) / (weights.std(1) / len(self.rows) ** 0.5)
         said = (
-            f"resampled from {len(self.rows)} simulations, worth {least:.0f} to {float(effective.max()):.0f} events; "
+            f"resampled from {len(self.rows)} simulations, worth {least:.0f} to {max(effective):.0f} events; "
             f"mean weight within {float(z.abs().max()):.1f} standard errors of 1"
         )
         flags = []
@@ -111,3 +119,8 @@ class Reweighted:
         if self.denominator_error > 0.1:
             flags.append(f"rows: the mixture of thetas in the weights is known to {self.denominator_error:.0%} only")
         return said, flags
+
+
+def _effective(weight: Tensor) -> float:
+    """(sum w)^2 / sum w^2 of (N,)."""
+    return float(weight.sum() ** 2 / weight.square().sum())

@@ -66,6 +66,8 @@ class Plan:
         """Raise `InputError` if toys cannot be drawn."""
         if self.simulator is None and self.source is None:
             raise InputError("toys need simulator=..., or rows=... with simulations to reweight.")
+        if self.source is not None:
+            self.source.check(self.design)
         for name, measured in (self.constraints or {}).items():
             if not isinstance(measured, LOCATIONS):
                 raise InputError(

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ def assert_covers(estimator, thetas, **options):
 def test_neyman_sets_cover():
     found = assert_covers(BOARD, 5, seed=3)
     assert all(check.passed for check in found.checks) and found.belt.q.shape == (5, 2000)
+    assert json.loads(json.dumps(found.summary()))["checks"][0]["passed"] is True
 
 
 @pytest.mark.slow

@@ -48,6 +48,14 @@ def test_a_nuisance_parameter_and_its_constraint():
     assert abs(free.error[0] / exact - 1) > 0.01, "saboteur: no constraint"
 
 
+def test_a_region_is_expected_too():
+    world = LinearGaussian(2)
+    found = expected_limits(world, world, [0.5, -0.5], events=25, simulations=2000, seed=1)
+    sd = float(world.variance) ** 0.5 / 5
+    cell = float(found.grid[0][1] - found.grid[0][0]) * float(found.grid[1][1] - found.grid[1][0])
+    assert abs(float(found.regions[0.95].sum()) * cell / (3.14159 * 5.9915 * sd**2) - 1) < 0.05
+
+
 def test_a_biased_likelihood_is_flagged():
     class Biased(GaltonBoard):
         def log_likelihood(self, theta, x, design=None):

@@ -22,7 +22,7 @@ def verdicts(found):
 
 def test_a_true_ratio_passes():
     found = calibrate_ratio(BOARD, BOARD, *PAIR, seed=1)
-    assert found.passed and all(verdicts(found).values()) and len(found.checks) == 6
+    assert found.passed and all(verdicts(found).values()) and len(found.checks) == 9
     assert "effective of 10000 rows" in found.checks[0].text
 
 
@@ -32,7 +32,7 @@ def test_a_wrong_ratio_is_seen_and_repaired(kind):
     found = calibrate_ratio(Wrong(), BOARD, *PAIR, n=100_000, bins=40, seed=1)
     said = verdicts(found)
     assert not found.passed and said["E[r", "none"] is False and said["share", "none"] is False
-    assert said["E[r", kind] and said["share", kind]
+    assert all(said[name, kind] for name in ("E[r", "share", "slope"))
     slots = torch.arange(31)[:, None].double()
     likely = BOARD.log_likelihood(PAIR[:, None], slots).amin(0) > -5
     exact = BOARD.log_likelihood(PAIR[0], slots) - BOARD.log_likelihood(PAIR[1], slots)
@@ -65,6 +65,18 @@ def test_a_continuous_ratio():
     assert (found.log_ratio(s, "none") == s).all()
 
 
+def test_a_small_error_of_scale_is_seen_by_the_slope():
+    class Steep(GaltonBoard):
+        def log_likelihood(self, theta, x, design=None):
+            return 1.3 * super().log_likelihood(theta, x, design)
+
+    found = [calibrate_ratio(Steep(), BOARD, *PAIR, seed=seed) for seed in range(10)]
+    assert sum(verdicts(one)["slope", "none"] is False for one in found) >= 8
+    slopes = [float(one.checks[2].text.split("b = ")[1].split(";")[0]) for one in found]
+    assert abs(sum(slopes) / 10 - 1 / 1.3) < 0.05
+    assert all(verdicts(one)["slope", "isotonic"] for one in found)
+
+
 def test_what_rests_on_few_rows_is_unchecked():
     world = LinearGaussian(1, latent_std=0.2, noise_std=0.1)
     found = calibrate_ratio(world, world, [2.0], [0.0], seed=1, n=2000)
@@ -81,7 +93,7 @@ def test_a_statistic_that_says_nothing_is_mapped_to_nothing():
     found = calibrate_ratio(Blind(2), LinearGaussian(2), [1.0, 0.0], [0.0, 0.0], seed=1)
     said = verdicts(found)
     assert said["share", "none"] is False
-    assert all(said[name, kind] for name in ("E[r", "share") for kind in ("histogram", "isotonic"))
+    assert all(said[name, kind] for name in ("E[r", "share", "slope") for kind in ("histogram", "isotonic"))
     assert found.log_ratio(found.s0).abs().mean() < 0.1
     same = calibrate_ratio(LinearGaussian(2), LinearGaussian(2), [0.0, 0.0], [0.0, 0.0], seed=1)
     assert all(passed is not False for passed in verdicts(same).values())

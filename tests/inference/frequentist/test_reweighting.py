@@ -92,6 +92,11 @@ def test_rows_that_cannot_be_reweighted():
     designs = torch.tensor([[15.0, 20.0], [15.0, 10.0]]).repeat(50, 1)
     with pytest.raises(InputError, match="several designs"):
         Reweighted(BOARD, simulate(BOARD, 100, design=designs, seed=1, progress=False))
+    one = simulate(BOARD, 200, design=designs[0], seed=1, progress=False)
+    options = {"iid": True, "simulator": BOARD, "method": "neyman", "rows": one}
+    for design in (None, designs[1]):
+        with pytest.raises(InputError, match="simulated at design"):
+            limits(BOARD, [[15.0]] * 4, design=design, **options)
 
 
 def test_two_parameters():
