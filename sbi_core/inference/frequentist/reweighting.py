@@ -17,7 +17,8 @@ ENOUGH = 30.0
 """Effective number of events for each event of a toy from which on toys are as good as new.
 
 Resampled toys have their truth where the weighted events have it, off by 1 / sqrt(effective) of one event's standard
-error: of n events q has a noncentrality of n / effective, which at 1/30 lowers coverage by less than one hundredth.
+error: of n events q has a noncentrality of n / effective, so that critical values and sets are too large. Measured on the
+Galton board at 68.3%: coverage .689 +- .004 at 1/36, .699 +- .005 at 1/9.
 """
 
 MIXTURE = 1000
@@ -112,7 +113,7 @@ class Reweighted:
         if least < ENOUGH * events:
             flags.append(
                 f"rows: toys of {events} events come from simulations worth {least:.0f}; expected at least "
-                f"{ENOUGH:g} times as many as a toy has, or the sets are too narrow or too wide by chance"
+                f"{ENOUGH:g} times as many as a toy has, or the sets are too wide"
             )
         if float(z.abs().max()) > 4:
             flags.append(f"rows: the mean weight is {float(z.abs().max()):.1f} standard errors from 1: check_gold")
