@@ -17,8 +17,8 @@ ENOUGH = 30.0
 """Effective number of events for each event of a toy from which on toys are as good as new.
 
 Resampled toys have their truth where the weighted events have it, off by 1 / sqrt(effective) of one event's standard
-error: of n events q has a noncentrality of n / effective, so that critical values and sets are too large. Measured on the
-Galton board at 68.3%: coverage .689 +- .004 at 1/36, .699 +- .005 at 1/9.
+error: of n events q has a noncentrality of n / effective, so that critical values and sets are too large. Measured
+on the Galton board at 68.3%: coverage .689 +- .004 at 1/36, .699 +- .005 at 1/9.
 """
 
 MIXTURE = 1000
