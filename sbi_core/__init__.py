@@ -19,7 +19,7 @@ from sbi_core.errors import (
 from sbi_core.events import Events
 from sbi_core.gold import joint_log_ratio, joint_score
 from sbi_core.gold_check import check_gold
-from sbi_core.inference import Posterior, check_observation, infer
+from sbi_core.inference import Posterior, check_observation, infer, limits
 from sbi_core.parameters import Parameter
 from sbi_core.priors import UniformPrior
 from sbi_core.simulations import Simulations
@@ -50,5 +50,6 @@ __all__ = [
     "infer",
     "joint_log_ratio",
     "joint_score",
+    "limits",
     "simulate",
 ]

@@ -1,9 +1,24 @@
 """Reads any log likelihood: posteriors, their checks, and limits."""
 
 from sbi_core.inference.checks import Check, ObservationCheck, check_observation
+from sbi_core.inference.frequentist import Limits, calibrate_ratio, coverage_map, expected_limits, fit_rate, limits
 from sbi_core.inference.grid import GridPosterior
 from sbi_core.inference.infer import infer
 from sbi_core.inference.posterior import Posterior
 from sbi_core.inference.samples import SamplePosterior
 
-__all__ = ["Check", "GridPosterior", "ObservationCheck", "Posterior", "SamplePosterior", "check_observation", "infer"]
+__all__ = [
+    "Check",
+    "GridPosterior",
+    "Limits",
+    "ObservationCheck",
+    "Posterior",
+    "SamplePosterior",
+    "calibrate_ratio",
+    "check_observation",
+    "coverage_map",
+    "expected_limits",
+    "fit_rate",
+    "infer",
+    "limits",
+]

@@ -50,7 +50,7 @@ class Observed:
         constraints: Mapping[Any, Distribution] | None = None,
     ) -> None:
         self.axes: tuple[Parameter, ...] = getattr(estimator, "axes", None) or estimator.parameters
-        self._constraints = _constraints(constraints or {}, self.axes)
+        self._constraints = auxiliary(constraints, self.axes)
         shape = tuple(estimator.x_shape) if estimator.x_shape is not None else None
         x, count = in_shape(x_obs, shape, estimator, iid, batch, n_events)
         settings = None if design is None else _design(design, estimator, tuple(x.shape[: iid + batch]), iid, batch)
@@ -77,7 +77,12 @@ class Observed:
     @property
     def at_once(self) -> int:
         """How many thetas of each problem to evaluate together."""
-        return max(1, _AT_ONCE // (self.rows * len(self._weight)))
+        return max(1, _AT_ONCE // self.pairs)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of theta and x in the evaluation of one theta of each problem."""
+        return self.rows * len(self._weight)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Theta (R, G, D) -> nats (R, G), with a gradient if theta has one."""
@@ -113,12 +118,16 @@ class Observed:
         return torch.cat(found, 1)
 
 
-def _constraints(
-    constraints: Mapping[Any, Distribution], axes: Sequence[Parameter]
+def auxiliary(
+    constraints: Mapping[Any, Distribution] | None, axes: Sequence[Parameter]
 ) -> list[tuple[int | list[int], Distribution]]:
-    """Which columns of theta each auxiliary measurement is about."""
+    """Which columns of theta each auxiliary measurement is about.
+
+    Raises:
+        InputError: for an unknown name, or a distribution of another event shape.
+    """
     found: list[tuple[int | list[int], Distribution]] = []
-    for name, measured in constraints.items():
+    for name, measured in (constraints or {}).items():
         several = not isinstance(name, str)
         columns = positions(name if several else (name,), axes)
         event = torch.Size([len(name)]) if several else torch.Size()

@@ -8,7 +8,7 @@ from sbi_core.errors import InputError
 from sbi_core.plots.style import BLUE, GREY, ORANGE, VERMILION, on
 
 COLOURS = (BLUE, VERMILION, ORANGE)
-TALLEST = 1.6
+TALLEST = 2.1
 """Part of the highest critical value up to which a profile is shown."""
 
 
@@ -68,8 +68,12 @@ def region(limits: Any, *, truth: Any = None, axes: Any = None) -> Any:
     axes = on(axes)
     across, up = (np.asarray(grid) for grid in limits.grid)
     for level, shade in zip(sorted(limits.levels, reverse=True), ("#9ecae1", BLUE, "#00304d"), strict=False):
-        inside = np.asarray(limits.regions[level], dtype=float)
-        axes.contourf(across, up, inside.T, levels=[0.5, 1.5], colors=[shade], alpha=0.75)
+        critical = np.asarray(limits.critical[level])
+        if critical.ndim == 0:  # the edge of the region is a contour of q
+            axes.contourf(across, up, np.asarray(limits.q).T, levels=[-1e-9, critical], colors=[shade], alpha=0.75)
+        else:
+            inside = np.asarray(limits.regions[level], dtype=float)
+            axes.contourf(across, up, inside.T, levels=[0.5, 1.5], colors=[shade], alpha=0.75)
         axes.fill_between([], [], color=shade, alpha=0.75, label=f"{level:.1%}, {_kind(limits)}")
     names = [parameter.name for parameter in limits.parameters]
     columns = [names.index(name) for name in limits.of]
