@@ -63,16 +63,15 @@ class Observed:
         self.n_events = None if count is None else count.reshape(-1)
         if not batch:
             x, count = x[None], None if count is None else count[None]
-        weight = None
-        if iid and self.rows == 1 and count is None and (settings is None or settings.ndim == 1):
-            unique, weight = torch.unique(x[0], dim=0, return_counts=True)
-            x = unique[None]
+        weight = torch.ones(1, x.shape[1] if iid else 1)
+        if iid and count is None and (settings is None or settings.ndim == 1):
+            x, weight = _counted(x)
         x = x[:, None] if iid else x[:, None, None]  # (R, 1, n or 1, *event)
         options = {} if count is None else {"n_events": count[:, None] if iid else count[:, None, None]}
         with torch.no_grad():
             self._look = estimator.observe(x, settings, **options)
         self._flow = None if iid or not hasattr(estimator, "log_posterior") else (estimator, x, settings, options)
-        self._weight = torch.ones(x.shape[2]).double() if weight is None else weight.double()
+        self._weight = weight.double()
 
     @property
     def at_once(self) -> int:
@@ -82,11 +81,12 @@ class Observed:
     @property
     def pairs(self) -> int:
         """Pairs of theta and x in the evaluation of one theta of each problem."""
-        return self.rows * len(self._weight)
+        return self.rows * self._weight.shape[1]
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Theta (R, G, D) -> nats (R, G), with a gradient if theta has one."""
-        value: Tensor = self._look(theta[:, :, None]).double() @ self._weight.to(theta.device)
+        each = self._look(theta[:, :, None]).double()
+        value: Tensor = (each @ self._weight.to(theta.device)[..., None])[..., 0]
         for columns, measured in self._constraints:
             value = value + measured.log_prob(theta[..., columns])
         return value
@@ -116,6 +116,15 @@ class Observed:
                 )
             found.append(self(part))
         return torch.cat(found, 1)
+
+
+def _counted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sets x (R, n, *event) as different observations, (R or 1, U, *event), and how often each came, (R, U)."""
+    unique, place = torch.unique(x.flatten(0, 1), dim=0, return_inverse=True)
+    if len(unique) > x.shape[1]:  # rows that share few values: there is nothing to save
+        return x, torch.ones(len(x), x.shape[1])
+    count = torch.zeros(len(x), len(unique)).scatter_add_(1, place.reshape(x.shape[:2]), torch.ones(x.shape[:2]))
+    return unique[None], count
 
 
 def auxiliary(

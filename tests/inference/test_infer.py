@@ -160,6 +160,16 @@ def test_equal_observations_count_each():
     assert difference.std() < 0.01 < once.std()
 
 
+def test_sets_of_labels_are_counted_together():
+    board = GaltonBoard()
+    theta = torch.tensor([-0.9, -0.5, -0.1]).double().repeat_interleave(40)[:, None]
+    x = board.sample(theta, None, torch.Generator().manual_seed(1))[0].reshape(3, 40, 1)
+    many = infer(board, board.prior, x, batch=True, iid=True)
+    alone = torch.stack([infer(board, board.prior, row, iid=True).mean for row in x])
+    assert torch.allclose(many.mean, alone, atol=1e-9)
+    assert not torch.allclose(many.mean, alone.roll(1, 0), atol=0.1), "saboteur: sets exchanged"
+
+
 def test_the_published_balls():
     """500 balls thrown by others: the exact posterior, known from a quadrature of its own."""
     path = Path(sbi_core.simulators.__file__).parent / "data" / "galton_published_balls.csv"
