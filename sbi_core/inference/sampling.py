@@ -46,7 +46,7 @@ def chains(target: Target, *, chains: int, n: int | None, time_limit: float) -> 
     """
     until = time.monotonic() + time_limit
     points, kernel = temper(target, max(PARTICLES, chains), until)
-    evidence = _evidence(target, kernel.mixture)
+    log_evidence = evidence(target, kernel.mixture)
     state = points.take(torch.rand(target.rows, points.u.shape[1]).argsort(1)[:, :chains])
     kept: list[Tensor] = []
     size, flags = FIRST if n is None else n, []
@@ -62,7 +62,7 @@ def chains(target: Target, *, chains: int, n: int | None, time_limit: float) -> 
     said = "unchecked: R-hat needs at least 2 chains of 8 draws" if found is None else f"{chains} chains {found}"
     if found is None or not found.good:
         flags.append(f"the chains cannot be trusted yet: {said}")
-    return Drawn(draws, None, evidence, {"chains": said}, flags)
+    return Drawn(draws, None, log_evidence, {"chains": said}, flags)
 
 
 def _advance(
@@ -77,7 +77,7 @@ def _advance(
     return state, False
 
 
-def _evidence(target: Target, mixture: Mixture, n: int = 2000) -> tuple[Tensor, Tensor]:
+def evidence(target: Target, mixture: Mixture, n: int = 2000) -> tuple[Tensor, Tensor]:
     """log of the mean of target over mixture, by n draws: nats (R,) and its standard error (R,)."""
     log_weight = _log_weight(target, mixture, n)[1]
     return _log_mean(log_weight)
