@@ -19,6 +19,7 @@ class Posterior(Distribution):
         verdicts: what was checked, and what came out; "unchecked" where nothing was.
         flags: what a careful reader should know, in sentences.
         members: the posteriors of an ensemble's members one by one: what training left open.
+        levels: nominal level -> level of the region to quote (see `Recalibration`); `None` if they are the same.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (the base class declares it so)
@@ -26,6 +27,7 @@ class Posterior(Distribution):
     verdicts: Mapping[str, str]
     flags: Sequence[str]
     members: "Sequence[Posterior]" = ()
+    levels: Callable[[float], float] | None = None
     seed: int | None = None
 
     def spread(self, read: Callable[["Posterior"], Tensor]) -> Tensor:
@@ -53,7 +55,7 @@ class Posterior(Distribution):
 
     def contains(self, theta: Tensor, level: float = 0.683) -> Tensor:
         """Whether theta (*, D) lies in the region of highest density that holds `level` of the probability, (*)."""
-        return self.log_prob(theta) >= self.threshold(level)
+        return self.log_prob(theta) >= self.threshold(level if self.levels is None else self.levels(level))
 
     def _columns(self, wanted: Sequence[str]) -> list[int]:
         """Positions of named parameters."""
