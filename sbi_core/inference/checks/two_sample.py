@@ -27,7 +27,7 @@ CANDIDATES = 19
 MOST = 20_000
 """Exchanges, at most."""
 
-HIDDEN, STEPS, RATE, DECAY = 64, 300, 0.01, 1e-3
+HIDDEN, STEPS, RATE, DECAY = 32, 200, 0.01, 1e-3
 """Width of the classifier's two hidden layers, its training steps, their size, and weight decay."""
 
 
@@ -101,7 +101,7 @@ def moments(data: Scored, false_alarm: float) -> list[Check]:
     whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))
     phi = (phi @ whitening.T).float()
     tests = 1 if data.local is None else 2
-    many = min(MOST, math.ceil(10 * tests / false_alarm))
+    many = min(MOST, math.ceil(4 * tests / false_alarm))
     total = torch.zeros(many, phi.shape[-1])
     for row in phi:
         total += row[torch.randint(len(row), (many,))]
