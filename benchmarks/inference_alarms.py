@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "inference" / "c
 
 from sabotage import CORRELATED, FAULTS, linear, two_modes
 
-from sbi_core.inference.checks.diagnose import check_pairs
+from sbi_core.inference.checks.calibration import calibrate
 from sbi_core.inference.checks.pairs import Pairs
 
 WORLDS: dict[str, tuple[Callable[..., Pairs], tuple[str, ...]]] = {
@@ -32,7 +32,7 @@ def row(make: Callable[..., Pairs], fault: str, seeds: range) -> str:
     """How many runs failed, and which checks how often."""
     rang: Counter[str] = Counter()
     for seed in seeds:
-        found = check_pairs(make(fault, seed=seed), seed=seed)
+        found = calibrate(make(fault, seed=seed), seed=seed)
         rang.update({check.name.split(" at ")[0] for check in found.failed} | ({"any"} if not found.passed else set()))
     any_ = rang.pop("any", 0)
     return f"{any_} of {len(seeds)}  " + ", ".join(f"{name} {count}" for name, count in rang.most_common())

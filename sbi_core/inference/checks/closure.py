@@ -6,17 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbi_core.campaign import simulate
 from sbi_core.inference.checks.check import Check
 from sbi_core.inference.checks.pairs import Pairs
 from sbi_core.inference.checks.ranks import Curve
+from sbi_core.inference.checks.truths import columns
 from sbi_core.inference.checks.two_sample import normal_columns
 from sbi_core.parameters import names
+from sbi_core.simulator import Simulator
 
 FEWEST = 100.0
 """Effective rows below which a reweighted sample says nothing."""
 
+TYPICAL = 1.5
+"""Nats of log ratio at which most can be learned from one x about its truth."""
+
 LARGEST = 50.0
 """Nats at which log ratios are cut where only their sign still counts."""
+
+STEPS = 30
+"""Halvings of the way from one theta to the other, at most."""
 
 PLACES = 50
 """Points of the curve that is kept."""
@@ -32,9 +41,11 @@ def log_ratios(estimator: Any, theta: Tensor, other: Tensor, x: Tensor, **given:
 def exchange(estimator: Any, pairs: Pairs, false_alarm: float, **given: Tensor) -> list[Check]:
     """E[r] = 1 in a form that is bounded, on the pairs themselves.
 
-    With theta' another pair's truth and l = f(theta, x) - f(theta', x), x was drawn at theta and not at theta' with
-    probability sigmoid(l), hence E[a sigmoid(-l)] = 0 for every a that changes sign when the two are exchanged: l
-    itself, which sees a likelihood too steep or too flat, and theta' - theta, which sees a shifted one.
+    Truths are paired, theta with theta', by a tree over them that does not know their x. With
+    l = f(theta, x) - f(theta', x), x was drawn at theta and not at theta' with probability sigmoid(l), hence
+    E[a sigmoid(-l)] = 0 for every a that changes sign when the two are exchanged: l itself, which sees a likelihood too
+    steep or too flat, and theta' - theta, which sees a shifted one. Of the sizes of the tree's cells the largest is
+    taken at which l is mostly below `TYPICAL`; |l| does not know which of the two was the truth, so that this is fair.
 
     Args:
         estimator: as `infer` takes it.
@@ -42,13 +53,23 @@ def exchange(estimator: Any, pairs: Pairs, false_alarm: float, **given: Tensor) 
         false_alarm: of all these tests together.
         given: design (N, K) and n_events (N,) where x has such.
     """
-    other = pairs.theta[(torch.arange(len(pairs)) + torch.randint(1, len(pairs), (1,))) % len(pairs)]
-    with torch.no_grad():
-        look = estimator.observe(pairs.x, **given)
-        log_ratio = (look(pairs.theta).double() - look(other).double()).nan_to_num(nan=math.inf)
-    log_ratio = log_ratio.clamp(-LARGEST, LARGEST)
-    apart = (other - pairs.theta) / pairs.theta.std(0)
+    order = _tree(pairs.theta / pairs.theta.std(0), torch.arange(len(pairs)))
+    place = torch.arange(len(pairs))
+    size = 1 << (len(pairs) - 1).bit_length()
+    while True:
+        size //= 2
+        left = place[(place & size == 0) & (place + size < len(pairs))]
+        row, other = order[torch.stack([left, left + size])], order[torch.stack([left + size, left])]  # (2, P)
+        theta, contrast = pairs.theta[row.flatten()], pairs.theta[other.flatten()]
+        some = {name: value[row.flatten()] for name, value in given.items()}
+        with torch.no_grad():
+            log_ratio = -log_ratios(estimator, theta, contrast, pairs.x[row.flatten()], **some)
+        log_ratio = log_ratio.nan_to_num(nan=LARGEST).clamp(-LARGEST, LARGEST)
+        if size == 1 or float(log_ratio.abs().median()) < TYPICAL:
+            break
+    apart = (contrast - theta) / pairs.theta.std(0)
     against = torch.cat([log_ratio[:, None], apart], 1) * torch.sigmoid(-log_ratio)[:, None]
+    against = against.unflatten(0, (2, -1)).sum(0)  # the two rows of a pair know of each other
     far = float(-torch.special.ndtri(torch.tensor(false_alarm / (2 * against.shape[1])).double()))
     checks = []
     for name, terms in zip(("", *names(pairs.parameters)), against.unbind(-1), strict=True):
@@ -61,7 +82,47 @@ def exchange(estimator: Any, pairs: Pairs, false_alarm: float, **given: Tensor) 
     return checks
 
 
-def closure(log_ratio: Tensor, x0: Tensor, x1: Tensor, false_alarm: float) -> tuple[list[Check], Curve | None]:
+def _tree(theta: Tensor, index: Tensor) -> Tensor:
+    """Rows of theta (N, D) in an order in which cells of 2^k neighbours lie side by side, from their index (N,)."""
+    if len(index) < 2:
+        return index
+    half = 1 << ((len(index) - 1).bit_length() - 1)
+    here = theta[index]
+    index = index[here[:, (here.amax(0) - here.amin(0)).argmax()].argsort()]
+    return torch.cat([_tree(theta, index[:half]), _tree(theta, index[half:])])
+
+
+def closure(
+    estimator: Any,
+    simulator: Simulator,
+    here: Tensor,
+    there: Tensor,
+    n: int,
+    design: Any,
+    false_alarm: float,
+    seed: int,
+) -> tuple[list[Check], list[Curve]]:
+    """Simulate n rows here (D,), and n on the way there (D,), as far as half of the reweighted count; see below."""
+    base = simulate(simulator, n, proposal=here, design=design, seed=seed, progress=False)
+    base = base[base.valid]
+    at, given = here.expand(len(base), -1), columns(base)
+    with torch.no_grad():
+        for _ in range(STEPS):
+            log_ratio = log_ratios(estimator, at, there.expand(len(base), -1), base.x, **given)
+            if effective(log_ratio) >= len(base) / 2:
+                break
+            there = (here + there) / 2
+    other = simulate(simulator, n, proposal=there, design=design, seed=seed + 1, progress=False)
+    checks, curve = reweighted(log_ratio, base.x, other[other.valid].x, false_alarm)
+    return checks, [] if curve is None else [curve]
+
+
+def effective(log_ratio: Tensor) -> float:
+    """How many of the rows count that are weighted with the exponentials of log ratios (N,)."""
+    return float((2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp())
+
+
+def reweighted(log_ratio: Tensor, x0: Tensor, x1: Tensor, false_alarm: float) -> tuple[list[Check], Curve | None]:
     """Rows simulated at theta0, each counted exp(f(theta1, x) - f(theta0, x)) times, against rows simulated at theta1.
 
     E[r] = 1 over the first; and a classifier (least squares on columns of x, their squares and products), fitted to one
@@ -75,13 +136,13 @@ def closure(log_ratio: Tensor, x0: Tensor, x1: Tensor, false_alarm: float) -> tu
         false_alarm: of both tests together.
     """
     weight = log_ratio.double().exp()
-    effective = float(weight.sum() ** 2 / weight.square().sum())
-    if not effective >= FEWEST:
-        said = f"only {effective:.0f} of {len(weight)} reweighted rows count"
+    count = effective(log_ratio.double())
+    if not count >= FEWEST:
+        said = f"only {count:.0f} of {len(weight)} reweighted rows count"
         return [Check("ratio closure", "", math.nan, (0.0, 1.0), None, said)], None
     far = float(-torch.special.ndtri(torch.tensor(false_alarm / 4).double()))
     mean, error = float(weight.mean()), float(weight.std()) / len(weight) ** 0.5
-    said = f"E[r] is {mean:.3f} +- {error:.3f}, {effective:.0f} effective of {len(weight)} rows"
+    said = f"E[r] is {mean:.3f} +- {error:.3f}, {count:.0f} effective of {len(weight)} rows"
     checks = [
         Check("ratio mean of closure", "", mean, (1 - far * error, 1 + far * error), abs(mean - 1) <= far * error, said)
     ]

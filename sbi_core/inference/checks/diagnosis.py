@@ -29,10 +29,10 @@ class Diagnosis:
         credibility: level of the smallest region of highest density that holds the truth, (N,).
         pairs: N.
         recalibration: levels to quote so that coverage holds.
-        spread: how far trainings of an ensemble lie apart; "unchecked" for a single one.
-        flags: what a careful reader should know, in sentences.
-        false_alarm: probability that a right posterior fails any check.
+        false_alarm: probability that right posteriors fail any check.
         seed: fixes everything random.
+        spread: how far trainings of an ensemble lie apart; "unchecked" for a single one.
+        notes: what a careful reader should know beside the checks, in sentences.
     """
 
     checks: tuple[Check, ...]
@@ -41,10 +41,10 @@ class Diagnosis:
     credibility: Tensor
     pairs: int
     recalibration: Recalibration
-    spread: str
-    flags: tuple[str, ...]
     false_alarm: float
     seed: int
+    spread: str = "unchecked"
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -55,6 +55,15 @@ class Diagnosis:
     def passed(self) -> bool:
         """Whether no check failed."""
         return not self.failed
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a careful reader should know, in sentences: notes, checks that did not pass, and the repair offered."""
+        flags = [*self.notes, *(str(check) for check in self.checks if check.passed is not True)]
+        if any(check.name.startswith("coverage") for check in self.failed):
+            quoted = ", ".join(f"{self.recalibration.level(v):.3g} for {v:g}" for v in (0.68, 0.9, 0.95))
+            flags.append(f"coverage fails; regions hold the truth at these levels instead (`recalibrated`): {quoted}")
+        return tuple(flags)
 
     @property
     def verdict(self) -> str:

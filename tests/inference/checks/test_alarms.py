@@ -7,7 +7,7 @@ import torch
 from sabotage import CORRELATED, FAULTS, linear, two_modes
 
 from sbi_core.inference.checks import two_sample
-from sbi_core.inference.checks.diagnose import check_pairs
+from sbi_core.inference.checks.calibration import calibrate
 from sbi_core.inference.checks.diagnosis import CalibrationError
 from sbi_core.inference.checks.two_sample import classifier, moments, scored
 from sbi_core.seeding import seeded
@@ -17,16 +17,16 @@ from sbi_core.seeding import seeded
 @pytest.mark.parametrize("matrix", [None, CORRELATED])
 def test_faults_of_one_mode(fault, matrix):
     options = {} if matrix is None else {"matrix": matrix}
-    assert check_pairs(linear(fault, **options), seed=1).passed == (fault == "")
+    assert calibrate(linear(fault, **options), seed=1).passed == (fault == "")
 
 
 @pytest.mark.parametrize("fault", ["", "minor", "major", "any"])
 def test_a_dropped_mode(fault):
-    assert check_pairs(two_modes(fault), seed=1).passed == (fault == "")
+    assert calibrate(two_modes(fault), seed=1).passed == (fault == "")
 
 
 def test_only_two_samples_see_a_returned_prior():
-    found = check_pairs(linear("prior"), seed=1)
+    found = calibrate(linear("prior"), seed=1)
     assert {check.name for check in found.failed} <= {
         "two samples of (theta, x), moments",
         "two samples of (theta, x), classifier",
@@ -67,14 +67,14 @@ def test_wide_x_is_compressed():
 
 
 def test_a_diagnosis_is_plain_data_and_raises():
-    found = check_pairs(linear("narrow"), seed=1)
+    found = calibrate(linear("narrow"), seed=1)
     plain = json.loads(json.dumps(found.to_json()))
     assert plain["passed"] is False and len(plain["checks"]) == len(found.checks) and plain["seed"] == 1
     assert any("coverage fails" in flag and "recalibrated" in flag for flag in found.flags)
     assert found.calibration.startswith("FAILED") and "converged" not in str(found)
     with pytest.raises(CalibrationError, match="checks failed on 1000 pairs"):
         found.raise_if_failed()
-    again = check_pairs(linear("narrow"), seed=1)
+    again = calibrate(linear("narrow"), seed=1)
     assert [check.value for check in again.checks] == [check.value for check in found.checks]
 
 
@@ -82,10 +82,10 @@ def test_a_diagnosis_is_plain_data_and_raises():
 @pytest.mark.parametrize("fault", [*FAULTS[1:], "minor", "any"])
 def test_every_fault_is_found_in_nineteen_of_twenty(fault):
     make = linear if fault in FAULTS else two_modes
-    assert sum(not check_pairs(make(fault, seed=seed), seed=seed).passed for seed in range(20)) >= 19
+    assert sum(not calibrate(make(fault, seed=seed), seed=seed).passed for seed in range(20)) >= 19
 
 
 @pytest.mark.slow
 def test_one_false_alarm_in_a_hundred_at_most():
-    alarms = [not check_pairs((linear, two_modes)[seed % 2](seed=seed), seed=seed).passed for seed in range(100)]
+    alarms = [not calibrate((linear, two_modes)[seed % 2](seed=seed), seed=seed).passed for seed in range(100)]
     assert sum(alarms) <= 1
