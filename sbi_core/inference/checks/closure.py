@@ -24,8 +24,10 @@ TYPICAL = 1.5
 LARGEST = 50.0
 """Nats at which log ratios are cut where only their sign still counts."""
 
-STEPS = 30
-"""Halvings of the way from one theta to the other, at most."""
+STEPS, SHARE = 30, 0.8
+"""Halvings of the way from one theta to the other, at most, and the share of reweighted rows that must count.
+
+With fewer, weights are so skewed that their mean is far from normal."""
 
 PLACES = 50
 """Points of the curve that is kept."""
@@ -102,14 +104,14 @@ def closure(
     false_alarm: float,
     seed: int,
 ) -> tuple[list[Check], list[Curve]]:
-    """Simulate n rows here (D,), and n on the way there (D,), as far as half of the reweighted count; see below."""
+    """Simulate n rows here (D,), and n on the way there (D,), as far as most of the reweighted count; see below."""
     base = simulate(simulator, n, proposal=here, design=design, seed=seed, progress=False)
     base = base[base.valid]
     at, given = here.expand(len(base), -1), columns(base)
     with torch.no_grad():
         for _ in range(STEPS):
             log_ratio = log_ratios(estimator, at, there.expand(len(base), -1), base.x, **given)
-            if effective(log_ratio) >= len(base) / 2:
+            if effective(log_ratio) >= SHARE * len(base):
                 break
             there = (here + there) / 2
     other = simulate(simulator, n, proposal=there, design=design, seed=seed + 1, progress=False)

@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from sabotage import CORRELATED, FAULTS, linear, two_modes
+from sabotage import CORRELATED, FAULTS, UNEQUAL, linear, two_modes
 
 from sbi_core.inference.checks import two_sample
 from sbi_core.inference.checks.calibration import calibrate
+from sbi_core.inference.checks.closure import closure, exchange
 from sbi_core.inference.checks.diagnosis import CalibrationError
 from sbi_core.inference.checks.two_sample import classifier, moments, scored
 from sbi_core.seeding import seeded
+from sbi_core.simulators import LinearGaussian
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -56,6 +58,21 @@ def test_p_values_are_honest(monkeypatch):
     most = 6 + 4 * (60 * 0.09) ** 0.5
     assert float(low.max()) <= most
     assert sum(not moments(scored(linear("shifted", n=100, seed=s)), 0.1)[0].passed for s in range(60)) > most
+
+
+def test_ratio_checks_are_honest():
+    """The exact ratio fails at 10% in no more than one of ten runs, one that is too steep in most."""
+    world, alarms = LinearGaussian(matrix=UNEQUAL), torch.zeros(2)
+    steep = LinearGaussian(matrix=UNEQUAL, latent_std=1.2)
+    rang = 0
+    for seed in range(60):
+        pairs = linear(seed=seed, draws=2)
+        with seeded(seed):
+            middle, far = pairs.theta.median(0).values, pairs.theta[0]
+            found = exchange(world, pairs, 0.1), closure(world, world, middle, far, 1000, None, 0.1, seed)[0]
+            rang += not all(check.passed for check in exchange(steep, pairs, 0.1))
+        alarms += torch.tensor([any(check.passed is False for check in checks) for checks in found])
+    assert float(alarms.max()) <= 6 + 4 * (60 * 0.09) ** 0.5 < rang
 
 
 def test_wide_x_is_compressed():
