@@ -107,7 +107,7 @@ def closure(
     """Simulate n rows here (D,), and n on the way there (D,), as far as most of the reweighted count; see below."""
     base = simulate(simulator, n, proposal=here, design=design, seed=seed, progress=False)
     base = base[base.valid]
-    at, given = here.expand(len(base), -1), columns(base)
+    at, given = here.expand(len(base), -1), columns(estimator, base)
     with torch.no_grad():
         for _ in range(STEPS):
             log_ratio = log_ratios(estimator, at, there.expand(len(base), -1), base.x, **given)

@@ -94,7 +94,7 @@ def diagnose(
     _check(axes, simulator, n, iid, x_obs, false_alarm)
     if simulator is not None:
         made = {"iid": iid, "design": design, "seed": streams[0], "progress": progress}
-        truths = from_simulator(simulator, axes, prior, n, **made)
+        truths = from_simulator(estimator, simulator, axes, prior, n, **made)
     else:
         truths = from_rows(estimator, source, axes, prior, n)
     if len(truths.theta) < FEWEST:

@@ -36,6 +36,7 @@ class Truths:
 
 
 def from_simulator(
+    estimator: Any,
     simulator: Simulator,
     axes: Any,
     prior: Distribution | None,
@@ -60,7 +61,7 @@ def from_simulator(
         with seeded(seed):
             proposal = prior.sample(torch.Size([n])).double().repeat_interleave(iid, 0)
     rows = simulate(simulator, n * (iid or 1), proposal=proposal, design=design, seed=seed, progress=progress)
-    good, theta, x, given = rows.valid, rows.theta, rows.x, columns(rows)
+    good, theta, x, given = rows.valid, rows.theta, rows.x, columns(estimator, rows)
     if iid is not None:
         good, theta, x = good.reshape(-1, iid).all(1), theta[::iid], x.unflatten(0, (-1, iid))
         given = {name: value.unflatten(0, (-1, iid)) for name, value in given.items()}
@@ -95,12 +96,13 @@ def from_rows(estimator: Any, source: Any, axes: Any, prior: Distribution | None
         notes.append("the rows come from the campaign of training; that none of them was in training is unchecked")
     elif campaign is None or rows.info.seed is None:
         notes.append("whether training has seen these rows is unchecked")
-    return _whole(rows.theta, rows.x, columns(rows), rows.valid, prior, tuple(notes))
+    return _whole(rows.theta, rows.x, columns(estimator, rows), rows.valid, prior, tuple(notes))
 
 
-def columns(rows: Simulations) -> dict[str, Any]:
-    """Design (N, K) and n_events (N,) of rows, where they have them, as estimators take them."""
-    return {name: v for name, v in (("design", rows.design), ("n_events", rows.n_events)) if v is not None}
+def columns(estimator: Any, rows: Simulations) -> dict[str, Any]:
+    """What the estimator reads of rows beside x: design (N, K), and n_events (N,) where that varies."""
+    count = rows.n_events if getattr(estimator, "needs_n_events", False) else None
+    return {name: v for name, v in (("design", rows.design), ("n_events", count)) if v is not None}
 
 
 def _whole(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from sbi_core.errors import InputError
 from sbi_core.inference.checks.check import Check
 from sbi_core.inference.checks.pairs import Pairs
 from sbi_core.inference.checks.ranks import ranks
@@ -59,7 +60,10 @@ def scored(pairs: Pairs, x_obs: Tensor | None = None, local: Tensor | None = Non
 
 def normal_columns(x: Tensor) -> Tensor:
     """Columns of x (N, K) that vary as normal scores of unit variance, (N, P), or as many principal components."""
-    score = _normal(x[:, x.std(0) > 0])
+    varies = x.std(0) > 0
+    if not bool(varies.any()):
+        raise InputError("x is the same in all pairs: there is nothing to learn about theta, nor to check.")
+    score = _normal(x[:, varies])
     if score.shape[1] > WIDEST:
         score = score @ torch.linalg.svd(score, full_matrices=False).Vh[:WIDEST].T
     return score / score.std(0)
@@ -122,7 +126,8 @@ def _exchanged(name: str, statistic: Tensor, false_alarm: float) -> Check:
     p = float((statistic >= statistic[0]).sum()) / many
     last = float(statistic[1:].sort().values[min(many - 2, math.ceil((1 - false_alarm) * many) - 1)])
     said = f"p = {p:.2g} among {many - 1} random exchanges of truth and draw"
-    return Check(name, "", float(statistic[0]), (0.0, last), p >= false_alarm, said)
+    passed = p >= false_alarm if p * many > 1 or false_alarm * many > 1 else None
+    return Check(name, "", float(statistic[0]), (0.0, last), passed, said if passed is not None else f"{said}; too few")
 
 
 def classifier(data: Scored, false_alarm: float) -> Check:

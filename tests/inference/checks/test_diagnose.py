@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from sbi_core import InputError, Parameter, Simulations, Simulator, infer, simulate
+from sbi_core import Events, InputError, Parameter, Simulations, Simulator, infer, simulate
 from sbi_core.errors import SbiWarning
 from sbi_core.estimators import Ensemble, PosteriorEstimator, RatioEstimator, alices, fit, npe
 from sbi_core.inference.checks import two_sample
@@ -40,7 +40,7 @@ def failed(found):
     return {check.name for check in found.failed}
 
 
-@pytest.mark.parametrize("options", [{}, {"iid": 5}, {"method": "chains", "n": 200, "draws": 49}])
+@pytest.mark.parametrize("options", [{}, {"iid": 5}, {"method": "chains", "n": 100, "draws": 49}])
 def test_an_exact_likelihood_passes(options):
     found = diagnose(WORLD, WORLD, **QUIET, **options)
     assert found.passed and found.verdict.startswith(f"{len(found.checks)} checks passed on {found.pairs} pairs")
@@ -112,6 +112,11 @@ def test_designs(iid):
     options = {"n": 500, "iid": iid, "design": design, **QUIET}
     assert diagnose(Pull(), Pull(), **options).passed
     assert not diagnose(Fixed(), Pull(), **options).passed
+
+
+def test_runs_of_events():
+    runs = Events(WORLD, 5)
+    assert diagnose(runs, runs, n=200, **QUIET).passed
 
 
 def trained(rows, seed=1, head=PosteriorEstimator, loss=npe, max_epochs=10, **options):
