@@ -48,6 +48,7 @@ class Pairs:
         log_q_draws: the same at the draws, (N, L).
         log_prior: log density of the prior at the truth, nats (N,).
         method: how the draws were made, "grid", "chains" or "direct".
+        sets: whether x are sets of observations.
     """
 
     parameters: tuple[Parameter, ...]
@@ -58,6 +59,7 @@ class Pairs:
     log_q_draws: Tensor
     log_prior: Tensor
     method: str = ""
+    sets: bool = False
 
     def __len__(self) -> int:
         return len(self.theta)
@@ -119,7 +121,7 @@ def posterior_draws(
                 parts.append(_METHODS[method](estimator, prior, theta[rows].double(), x[rows], given, iid, options))
             bar.update(len(rows))
     draws, log_q = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    return Pairs(axes, theta.double(), x, draws, log_q[:, 0], log_q[:, 1:], prior.log_prob(theta.double()), method)
+    return Pairs(axes, theta.double(), x, draws, log_q[:, 0], log_q[:, 1:], prior.log_prob(theta.double()), method, iid)
 
 
 def _method(method: str, estimator: Any, prior: Distribution, dims: int, iid: bool) -> str:

@@ -48,12 +48,17 @@ class Scored:
 
 
 def scored(pairs: Pairs, x_obs: Tensor | None = None, local: Tensor | None = None) -> Scored:
-    """Each column of theta and of x by its rank among all; x_obs (*event) and draws there, local (M, D), among them."""
+    """Each column of theta and of x by its rank among all; x_obs (*event) and draws there, local (M, D), among them.
+
+    Of sets of observations the mean and the standard deviation of each column count.
+    """
     n, every, dims = len(pairs), torch.cat([pairs.theta[:, None], pairs.draws], 1), pairs.theta.shape[1]
-    theta, x = every.flatten(0, 1), pairs.x.double().flatten(1)
+    theta, x = every.flatten(0, 1), pairs.x.double()
     if x_obs is not None and local is not None:
-        theta, x = torch.cat([theta, local.double()]), torch.cat([x, x_obs.double().reshape(1, -1)])
-    score, theta = normal_columns(x), _normal(theta)
+        theta, x = torch.cat([theta, local.double()]), torch.cat([x, x_obs.double()[None]])
+    if pairs.sets:
+        x = torch.cat([x.mean(1), x.std(1, correction=0)], 1)
+    score, theta = normal_columns(x.flatten(1)), _normal(theta)
     within = None if local is None else (theta[-len(local) :], score[-1])
     return Scored(theta[: n * every.shape[1]].reshape(n, -1, dims), score[:n], within)
 

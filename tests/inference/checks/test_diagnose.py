@@ -40,7 +40,7 @@ def failed(found):
     return {check.name for check in found.failed}
 
 
-@pytest.mark.parametrize("options", [{}, {"iid": 5}, {"method": "chains", "n": 100, "draws": 49}])
+@pytest.mark.parametrize("options", [{}, {"iid": 5}, {"method": "chains", "n": 200, "draws": 49}])
 def test_an_exact_likelihood_passes(options):
     found = diagnose(WORLD, WORLD, **QUIET, **options)
     assert found.passed and found.verdict.startswith(f"{len(found.checks)} checks passed on {found.pairs} pairs")
@@ -60,6 +60,31 @@ def test_sets_of_many_find_smaller_faults():
             return super().log_likelihood(theta + 0.06, x, design)
 
     assert "mean of normal scores" in failed(diagnose(Slightly(1, **NARROW), WORLD, iid=10, **QUIET))
+
+
+class Width(Simulator):
+    """x ~ N(0, theta^2): one x says little, and its sign nothing."""
+
+    parameters = (Parameter("width", 0.5, 2.0),)
+    x_shape = (1,)
+
+    def sample(self, theta, design, generator):
+        return theta * torch.randn(theta.shape, generator=generator).double(), None
+
+    def log_likelihood(self, theta, x, design=None):
+        return (-0.5 * (x / theta).square() - theta.log())[..., 0]
+
+
+class Blind(Width):
+    def log_likelihood(self, theta, x, design=None):
+        return 0.0 * (x + theta)[..., 0]
+
+
+def test_sets_are_seen_by_mean_and_spread():
+    assert diagnose(Width(), Width(), iid=10, **QUIET).passed
+    blind = diagnose(Blind(), Width(), iid=10, **QUIET)
+    assert "two samples of (theta, x), moments" in failed(blind)
+    assert not any(name.startswith(("ranks", "coverage", "TARP")) for name in failed(blind)), "it returns the prior"
 
 
 def test_closure_on_exact_ratios_and_on_wrong_ones():
