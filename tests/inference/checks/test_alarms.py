@@ -86,7 +86,7 @@ def test_wide_x_is_compressed():
 
 
 def test_too_few_exchanges_say_nothing(monkeypatch):
-    data = scored(linear("shifted", n=200))
+    data = scored(linear("swapped", n=200))
     assert moments(data, 1e-3)[0].passed is False
     monkeypatch.setattr(two_sample, "MOST", 500)
     assert moments(data, 1e-3)[0].passed is None
