@@ -19,7 +19,7 @@ from sbi_core.errors import (
 from sbi_core.events import Events
 from sbi_core.gold import joint_log_ratio, joint_score
 from sbi_core.gold_check import check_gold
-from sbi_core.inference import Posterior, check_observation, infer, limits
+from sbi_core.inference import Posterior, check_observation, diagnose, infer, limits
 from sbi_core.parameters import Parameter
 from sbi_core.priors import UniformPrior
 from sbi_core.simulations import Simulations
@@ -47,6 +47,7 @@ __all__ = [
     "UniformPrior",
     "check_gold",
     "check_observation",
+    "diagnose",
     "infer",
     "joint_log_ratio",
     "joint_score",

@@ -28,6 +28,8 @@ MEANING = {"coverage": " (whether intervals hold the truth as often as they say;
 ALARMS = ("NOT", "contradicts", "DISAGREE", "FAILED", "too few draws", "too coarse")
 """Words of a verdict that say something is wrong."""
 
+WORDS = {True: '<span class="good">passed</span>', False: '<span class="bad">FAILED</span>', None: "not counted"}
+
 STYLE = """
 :root { --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --blue: #0072B2; --good: #00694c; --bad: #b34700; }
 * { box-sizing: border-box; }
@@ -125,6 +127,28 @@ def _numbers(results: Results) -> Iterator[str]:
     yield _section("Every number with its verdict", text)
 
 
+def _diagnosis(results: Results) -> Iterator[str]:
+    found = results.diagnosis
+    if found is None:
+        return
+    known = {curve.name for curve in found.curves}
+    captions = {
+        "ranks": "Ranks of true thetas among draws of their posteriors; nothing wrong stays in the grey band.",
+        "credibility": "How often regions hold the truth, by their level, with bands.",
+        "ratio closure": "Simulations at one theta, reweighted to another: what a classifier can tell.",
+    }
+    drawn = {"ranks": plots.ranks, "credibility": plots.coverage, "ratio closure": plots.closure}
+    figures = [_figure(partial(draw, found), captions[name]) for name, draw in drawn.items() if name in known]
+    said = f'<p class="verdict {"good" if found.passed else "bad"}">{_text(found.verdict)}</p>'
+    rows = [
+        [escape(f"{check.name}{f' of {check.about}' if check.about else ''}"), WORDS[check.passed], _text(check.text)]
+        for check in found.checks
+    ]
+    table = _table(["check", "verdict", "found"], rows)
+    details = f"<details><summary>All checks</summary>{table}</details>"
+    yield _section("Posteriors of simulations whose theta is known", f"{said}{_pair(figures)}{details}")
+
+
 def _unchecked(results: Results) -> Iterator[str]:
     unchecked = [f"{line}{MEANING.get(line.split(':')[0], '')}" for line in results.unchecked()]
     text = _list(unchecked) if unchecked else "<p>Nothing that this program knows how to check.</p>"
@@ -153,14 +177,13 @@ def _gold(results: Results) -> Iterator[str]:
         "Every test is a mean that vanishes for true gold. Outside the band, one clean check in 10,000 has a point.",
         size,
     )
-    words = {True: '<span class="good">passed</span>', False: '<span class="bad">FAILED</span>', None: "not counted"}
     rows = [
         [
             escape(test["name"]),
             escape(test["parameter"]),
             _number(test["statistic"]),
             _number(test["z"], digits=2),
-            words[test["passed"]],
+            WORDS[test["passed"]],
         ]
         for test in tests
     ]
@@ -216,6 +239,7 @@ SECTIONS: tuple[Callable[[Results], Iterator[str]], ...] = (
     _header,
     _posterior,
     _numbers,
+    _diagnosis,
     _unchecked,
     _world,
     _gold,

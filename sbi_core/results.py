@@ -142,6 +142,7 @@ class Results:
         exact: the posterior of the exact likelihood.
         x_obs: observations (n, *event).
         ratios: learned against exact log ratios.
+        diagnosis: of the posteriors (see `diagnose`).
         seconds: by stage.
         notes: sentences that a careful reader should know.
     """
@@ -160,6 +161,7 @@ class Results:
     exact: Any = None
     x_obs: Tensor | None = None
     ratios: LogRatios | None = None
+    diagnosis: Any = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -214,6 +216,7 @@ class Results:
             "checks": checks,
             "unchecked": self.unchecked(),
             "flags": [*flags, *training.get("flags", []), *self.notes],
+            "diagnosis": "unchecked" if self.diagnosis is None else self.diagnosis.to_json(),
             "gold_check": "unchecked" if self.gold is None else self.gold,
             "training": training,
             "seed": self.seed,

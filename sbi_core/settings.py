@@ -15,7 +15,7 @@ GROUPS = ("simulator", "estimator", "loss", "prior")
 EMBEDDING = "estimator.embedding"
 """An option of estimators that may name a class too: a user's own network."""
 
-OBSERVED = ("x_obs", "iid", "inference")
+OBSERVED = ("x_obs", "iid", "inference", "checks")
 """Settings that may change in a run folder that exists: what is inferred from."""
 
 MANNER = ("workers", "device", "progress", "run_dir")
@@ -34,7 +34,7 @@ def _whole(least: int, *, or_null: bool = False) -> Rule:
 INFERENCE = ("auto", "grid", "hmc", "nuts", "importance", "direct")
 """Methods of `infer`."""
 
-SECTIONS = ("training", "inference")
+SECTIONS = ("training", "inference", "checks")
 """Settings that hold others."""
 
 _FLAG: Rule = (lambda value: isinstance(value, bool), "true or false")
@@ -49,6 +49,10 @@ _PART: Rule = (lambda value: type(value) in (int, float) and 0 < value < 1, "a n
 _RATE: Rule = (
     lambda value: value is None or (type(value) in (int, float) and 0 < value < math.inf),
     "a positive number (or null)",
+)
+_SECONDS: Rule = (
+    lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    "a positive number of seconds",
 )
 _RANGES: Rule = (lambda value: value is None or _is_ranges(value), "ranges by name, '{mass: [0.5, 2.0]}' (or null)")
 
@@ -78,10 +82,9 @@ RULES: dict[str, Rule] = {
     "inference.method": (lambda value: value in INFERENCE, f"one of {', '.join(INFERENCE)}"),
     "inference.n": _whole(1, or_null=True),
     "inference.chains": _whole(1, or_null=True),
-    "inference.time_limit": (
-        lambda value: type(value) in (int, float) and 0 < value < math.inf,
-        "a positive number of seconds",
-    ),
+    "inference.time_limit": _SECONDS,
+    "checks.pairs": (lambda value: type(value) is int and (value == 0 or value >= 100), "0, or at least 100"),
+    "checks.time_limit": _SECONDS,
     "training.invalid": (lambda value: value in ("error", "drop"), "error or drop"),
 }
 

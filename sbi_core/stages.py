@@ -27,6 +27,7 @@ from sbi_core.priors import describe, restore
 from sbi_core.results import Results, compare_log_ratios, fresh_rows
 from sbi_core.run_folder import write_json, write_npz, write_record
 from sbi_core.seeding import seeded
+from sbi_core.self_check import with_checks
 from sbi_core.simulations import Simulations
 from sbi_core.simulator import Simulator
 from sbi_core.store import Store, package_versions
@@ -97,6 +98,8 @@ def run_stages(job: Job) -> Results:
     if job.x_obs is not None:
         with _timed("infer", clock):
             results = _inferred(job, results, estimator, prior, job.x_obs)
+        with _timed("check posteriors", clock, quiet=not job.plain["checks"]["pairs"]):
+            results = with_checks(results, estimator, prior, iid=job.plain["iid"], **job.plain["checks"])
     with _timed("report", clock):
         from sbi_core.report import write_report  # loads matplotlib
 

@@ -23,6 +23,7 @@ class Posterior(Distribution):
         seed: of its draws.
         x_obs: what it was inferred from.
         has_density: whether `log_prob` is known.
+        levels: nominal level -> level of the region to quote (see `Recalibration`); `None` if they are the same.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (the base class declares it so)
@@ -30,6 +31,7 @@ class Posterior(Distribution):
     verdicts: Mapping[str, str]
     flags: Sequence[str]
     members: "Sequence[Posterior]" = ()
+    levels: Callable[[float], float] | None = None
     seed: int | None = None
     x_obs: Tensor | None = None
     has_density = True
@@ -67,7 +69,7 @@ class Posterior(Distribution):
 
     def contains(self, theta: Tensor, level: float = 0.683) -> Tensor:
         """Whether theta (*, D) lies in the region of highest density that holds `level` of the probability, (*)."""
-        return self.log_prob(theta) >= self.threshold(level)
+        return self.log_prob(theta) >= self.threshold(level if self.levels is None else self.levels(level))
 
     def _columns(self, wanted: Sequence[str]) -> list[int]:
         """Positions of named parameters."""
