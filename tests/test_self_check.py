@@ -54,7 +54,6 @@ def test_a_wrong_posterior_is_told(board: Results, tmp_path: Path) -> None:
     assert any("calibration failed" in flag for flag in found.posterior.flags)
     html = write_report(tmp_path / "report.html", found).read_text()
     assert 'class="bad">FAILED' in html
-    assert any(line.get_color() == plots.VERMILION for line in plots.ranks(found.diagnosis, axes=panel()).lines)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +98,10 @@ def test_pictures() -> None:
     curve = next(curve for curve in found.curves if curve.name == "credibility")
     assert list(by_level.lines[0].get_ydata()) == list(curve.value)
     assert len(plots.closure(found, axes=panel()).lines) == 2
+    off = replace(found, curves=tuple(replace(curve, value=curve.high[1:] + (1.1,)) for curve in found.curves))
+    for draw in (plots.ranks, plots.coverage):
+        assert draw(found, axes=panel()).lines[0].get_color() != plots.VERMILION
+        assert draw(off, axes=panel()).lines[0].get_color() == plots.VERMILION, "saboteur: out of its band"
     alone = replace(found, curves=tuple(curve for curve in found.curves if curve.name != "ratio closure"))
     with pytest.raises(InputError, match="no curve 'ratio closure'; it has TARP, credibility, ranks"):
         plots.closure(alone, axes=panel())
