@@ -98,7 +98,7 @@ def test_pictures() -> None:
     curve = next(curve for curve in found.curves if curve.name == "credibility")
     assert list(by_level.lines[0].get_ydata()) == list(curve.value)
     assert len(plots.closure(found, axes=panel()).lines) == 2
-    off = replace(found, curves=tuple(replace(curve, value=curve.high[1:] + (1.1,)) for curve in found.curves))
+    off = replace(found, curves=tuple(replace(curve, value=(*curve.high[1:], 1.1)) for curve in found.curves))
     for draw in (plots.ranks, plots.coverage):
         assert draw(found, axes=panel()).lines[0].get_color() != plots.VERMILION
         assert draw(off, axes=panel()).lines[0].get_color() == plots.VERMILION, "saboteur: out of its band"
