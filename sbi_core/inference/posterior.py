@@ -100,16 +100,20 @@ class Posterior(Distribution):
         return to_netcdf(self, path)
 
     def summary(self, level: float = 0.683) -> dict[str, dict[str, Any]]:
-        """Mean, standard deviation and equal-tailed interval of each parameter, by name (not for batches)."""
-        low, high = self.credible_interval(level)
-        mean, sd = torch.as_tensor(self.mean), torch.as_tensor(self.stddev)
+        """Mean, standard deviation and equal-tailed interval of each parameter, by name (not for batches).
+
+        Of an ensemble also how far trainings lie apart: `mean_training`, `low_training` and `high_training` are the
+        standard deviations of these over the members.
+        """
+        read: dict[str, Callable[[Posterior], Tensor]] = {
+            "mean": lambda posterior: torch.as_tensor(posterior.mean),
+            "low": lambda posterior: posterior.credible_interval(level)[0],
+            "high": lambda posterior: posterior.credible_interval(level)[1],
+        }
+        columns = {name: get(self) for name, get in read.items()} | {"sd": torch.as_tensor(self.stddev)}
+        if self.members:
+            columns |= {f"{name}_training": self.spread(get) for name, get in read.items()}
         return {
-            parameter.name: {
-                "mean": float(mean[k]),
-                "sd": float(sd[k]),
-                "low": float(low[k]),
-                "high": float(high[k]),
-                "level": level,
-            }
+            parameter.name: {"level": level, **{name: float(value[k]) for name, value in columns.items()}}
             for k, parameter in enumerate(self.parameters)
         }

@@ -285,3 +285,8 @@ def test_the_members_of_an_ensemble_are_read_too():
     posterior = infer(Two(3), LinearGaussian(3).prior, X[:3], seed=1, n=50, of=["theta_1"])
     assert [member.event_shape for member in posterior.members] == [(1,), (1,)] and posterior.seed == 1
     assert "posterior sd between the means of 2 trainings" in posterior.verdicts["spread of trainings"]
+    found = posterior.summary(0.9)["theta_1"]
+    ends = [member.summary(0.9)["theta_1"] for member in posterior.members]
+    for name in ("mean", "low", "high"):
+        assert found[f"{name}_training"] == pytest.approx(np.std([end[name] for end in ends], ddof=1))
+    assert "mean_training" not in posterior.members[0].summary()["theta_1"]
