@@ -19,6 +19,7 @@ import argparse
 import csv
 import time
 import warnings
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
@@ -104,10 +105,17 @@ class Potential:
         return log_likelihood
 
 
+@cache
+def learned(problem: str, seed: int) -> tuple[Any, Any]:
+    """sbi's NLE and its trainer, the same for all cells of a problem and seed."""
+    world = PROBLEMS[problem]
+    return peer("nle", simulate(world, 10_000, seed=seed, progress=False), world, seed)
+
+
 def speed(cell: Cell, folder: Path) -> dict[str, Any]:
     """Effective draws of one sampler on the learned likelihood."""
     world, x_obs = PROBLEMS[cell.problem], reference(cell.problem, 1, folder).x_obs
-    network, trainer = peer("nle", simulate(world, 10_000, seed=cell.seed, progress=False), world, cell.seed)
+    network, trainer = learned(cell.problem, cell.seed)
     torch.manual_seed(cell.seed)
     if cell.method == "ours":
         begun = time.process_time()
