@@ -80,6 +80,21 @@ def _posterior(results: Results) -> Iterator[str]:
     yield page.section("Posterior", page.side_by_side(figures))
 
 
+def _limits(results: Results) -> Iterator[str]:
+    if not results.limits:
+        return
+    figures, rows = [], []
+    for name, found in results.limits.items():
+        figures.append(page.figure(partial(plots.profile, found), f"Profile likelihood of {name}, and its sets."))
+        for level, pieces in found.intervals.items():
+            said = "; ".join(page.verdict(f"{about}: {text}") for about, text in found.verdicts.items())
+            text = page.escaped(" and ".join(map(str, pieces)) or "empty")
+            rows.append([escape(name), f"{level:.1%}", text, said if level == found.levels[0] else ""])
+    yield page.section(
+        "Limits", f"{page.side_by_side(figures)}{page.table(['', 'level', 'set', 'how it was checked'], rows)}"
+    )
+
+
 def _numbers(results: Results) -> Iterator[str]:
     rows = [
         [escape(name), page.number(n["value"], n["unit"]), page.verdict(n["verdict"])]
@@ -208,6 +223,7 @@ def _provenance(results: Results) -> Iterator[str]:
 SECTIONS: tuple[Callable[[Results], Iterator[str]], ...] = (
     _header,
     _posterior,
+    _limits,
     _numbers,
     _diagnosis,
     _unchecked,

@@ -143,6 +143,7 @@ class Results:
         x_obs: observations (n, *event).
         ratios: learned against exact log ratios.
         diagnosis: of the posteriors (see `diagnose`).
+        limits: confidence sets by the name of the parameter (see `limits`).
         seconds: by stage.
         notes: sentences that a careful reader should know.
     """
@@ -162,6 +163,7 @@ class Results:
     x_obs: Tensor | None = None
     ratios: LogRatios | None = None
     diagnosis: Any = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -216,6 +218,7 @@ class Results:
             "checks": checks,
             "unchecked": self.unchecked(),
             "flags": [*flags, *training.get("flags", []), *self.notes],
+            "limits": {name: found.summary() for name, found in self.limits.items()},
             "diagnosis": "unchecked" if self.diagnosis is None else self.diagnosis.to_json(),
             "gold_check": "unchecked" if self.gold is None else self.gold,
             "training": training,

@@ -15,7 +15,7 @@ GROUPS = ("simulator", "estimator", "loss", "prior")
 EMBEDDING = "estimator.embedding"
 """An option of estimators that may name a class too: a user's own network."""
 
-OBSERVED = ("x_obs", "iid", "inference", "checks")
+OBSERVED = ("x_obs", "iid", "inference", "limits", "checks")
 """Settings that may change in a run folder that exists: what is inferred from."""
 
 MANNER = ("workers", "device", "progress", "run_dir")
@@ -34,7 +34,10 @@ def _whole(least: int, *, or_null: bool = False) -> Rule:
 INFERENCE = ("auto", "grid", "hmc", "nuts", "importance", "direct")
 """Methods of `infer`."""
 
-SECTIONS = ("training", "inference", "checks")
+LIMITS = ("profile", "feldman_cousins", "neyman")
+"""Methods of `limits`."""
+
+SECTIONS = ("training", "inference", "limits", "checks")
 """Settings that hold others."""
 
 _FLAG: Rule = (lambda value: isinstance(value, bool), "true or false")
@@ -83,6 +86,9 @@ RULES: dict[str, Rule] = {
     "inference.n": _whole(1, or_null=True),
     "inference.chains": _whole(1, or_null=True),
     "inference.time_limit": _SECONDS,
+    "limits.method": (lambda value: value is None or value in LIMITS, f"one of {', '.join(LIMITS)} (or null)"),
+    "limits.toys": _whole(100),
+    "limits.time_limit": _SECONDS,
     "checks.pairs": (lambda value: type(value) is int and (value == 0 or value >= 100), "0, or at least 100"),
     "checks.time_limit": _SECONDS,
     "training.invalid": (lambda value: value in ("error", "drop"), "error or drop"),

@@ -26,6 +26,7 @@ from sbi_core.parameters import Parameter
 from sbi_core.priors import describe, restore
 from sbi_core.results import Results, compare_log_ratios, fresh_rows
 from sbi_core.run_folder import write_json, write_npz, write_record
+from sbi_core.run_limits import with_limits
 from sbi_core.seeding import seeded
 from sbi_core.self_check import with_checks
 from sbi_core.simulations import Simulations
@@ -98,6 +99,9 @@ def run_stages(job: Job) -> Results:
     if job.x_obs is not None:
         with _timed("infer", clock):
             results = _inferred(job, results, estimator, prior, job.x_obs)
+        if job.plain["limits"]["method"]:
+            with _timed("limits", clock):
+                results = with_limits(results, estimator, iid=job.plain["iid"], **job.plain["limits"])
         with _timed("check posteriors", clock, quiet=not job.plain["checks"]["pairs"]):
             results = with_checks(results, estimator, prior, iid=job.plain["iid"], **job.plain["checks"])
     with _timed("report", clock):

@@ -76,3 +76,19 @@ def test_three_parameters_are_drawn_by_chains(here: Path, capsys: pytest.Capture
     assert "importance sampling" in json.loads(Path("d/summary.json").read_text())["checks"]
     assert main(["run_dir=d", "inference.method=gird"]) == 2
     assert "inference.method = 'gird': expected one of auto, grid" in capsys.readouterr().err
+
+
+def test_limits_on_demand(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["x_obs=[12, 14, 9]", "iid=true", "run_dir=d", "seed=1", *FAST]
+    assert main(ask) == 0
+    assert json.loads(Path("d/summary.json").read_text())["limits"] == {}
+    assert main(["run_dir=d", "limits.method=feldman_cousins", "limits.toys=200"]) == 0
+    found = json.loads(Path("d/summary.json").read_text())["limits"]["theta"]
+    assert found["method"] == "feldman_cousins" and len(found["intervals"]["0.95"]) >= 1
+    assert found["verdicts"]["coverage"].startswith("by 200 toys")
+    assert found["verdicts"]["x_obs inside the simulated range"] == "all inside, by labels"
+    assert main(["run_dir=d", "limits.method=neyman", "limits.time_limit=1e-9"]) == 0
+    summary = json.loads(Path("d/summary.json").read_text())
+    assert summary["limits"] == {} and any("limits of theta: none" in flag for flag in summary["flags"])
+    assert main(["run_dir=d", "limits.method=wilks"]) == 2
+    assert "limits.method = 'wilks': expected one of profile, feldman_cousins" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Normal, constraints
 
-from sbi_core import InputError, Parameter, Simulations, check_gold, infer, plots, simulate
+from sbi_core import InputError, Parameter, Simulations, check_gold, infer, limits, plots, simulate
 from sbi_core.inference import GridPosterior, SamplePosterior
 from sbi_core.report import write_report
 from sbi_core.results import LogRatios, Results, compare_log_ratios, total_variation
@@ -265,6 +265,14 @@ def test_report_of_three_parameters(tmp_path: Path, both: dict[str, Any]) -> Non
     assert re.search(r'class="good">20 chains agree: R-hat 1\.0', html)
     draws.verdicts = {**draws.verdicts, "chains": "20 chains DISAGREE: R-hat 1.3"}
     assert 'class="bad">20 chains DISAGREE' in write_report(tmp_path / "report.html", results).read_text()
+
+
+def test_report_of_limits(tmp_path: Path, rows: Simulations) -> None:
+    found = limits(BOARD, rows.x[:20], iid=True)
+    results = Results("toy", BOARD.parameters, limits={"theta": found})
+    html = write_report(tmp_path / "report.html", results).read_text()
+    assert "<h2>Limits</h2>" in html and html.count("<img") == 1 and "unchecked" in html
+    assert re.sub("-", "−", str(found.interval(0.95)[0])) in html.replace("&lt;", "<").replace("&gt;", ">")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """From a likelihood to confidence sets."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.columns import to_column
-from sbi_core.errors import InputError, nearest
+from sbi_core.errors import InputError, SbiWarning, nearest
+from sbi_core.inference.checks.familiar import recognise
 from sbi_core.inference.frequentist.construction import by_toys
 from sbi_core.inference.frequentist.intervals import with_training
 from sbi_core.inference.frequentist.maximum import Box
@@ -119,13 +121,17 @@ def limits(
     x = to_column("x_obs", x_obs)
     events = len(x) if iid else 1
     observed: Observed | Sets
+    known, strange = "unchecked", ""
     if not events and poisson is not None:  # that there is none says something too
         observed = Sets(estimator, Toys(x, torch.zeros(0, dtype=torch.long), 1, at_design), constraints=constraints)
     else:
         observed = Observed(estimator, x, design=design, n_events=n_events, iid=iid, constraints=constraints)
+        known, strange = recognise(estimator, observed.x, observed.n_events)
+    if strange:
+        warnings.warn(strange, SbiWarning, stacklevel=2)
     box = Box.of(axes)
-    known = rows is None or method == "profile" or isinstance(rows, Reweighted)
-    source = rows if known else Reweighted(simulator, rows)
+    as_it_is = rows is None or method == "profile" or isinstance(rows, Reweighted)
+    source = rows if as_it_is else Reweighted(simulator, rows)
     seed = fresh_seed() if seed is None else seed
     plan = Plan(estimator, box, columns, events, at_design, poisson, constraints, simulator, source)
     if method != "profile":
@@ -152,7 +158,11 @@ def limits(
             if source is not None and found.belt is not None:
                 said, flags = source.report(found.belt.theta, events)
                 found = replace(found, verdicts={**found.verdicts, "toys": said}, flags=(*found.flags, *flags))
-    found = replace(found, flags=(*found.flags, *filter(None, [getattr(estimator, "caveat", "")])))
+    found = replace(
+        found,
+        verdicts={**found.verdicts, "x_obs inside the simulated range": known},
+        flags=(*filter(None, [strange]), *found.flags, *filter(None, [getattr(estimator, "caveat", "")])),
+    )
     members = tuple(
         limits(member, x_obs, of=found.of, simulator=simulator, seed=seed, rows=source, **asked)
         for member in getattr(estimator, "members", ())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from sbi_core import FunctionSimulator, InputError, Parameter, SbiWarning, infer, simulate
+from sbi_core import FunctionSimulator, InputError, Parameter, SbiWarning, infer, limits, simulate
 from sbi_core.estimators import (
     Ensemble,
     LikelihoodEstimator,
@@ -86,6 +86,23 @@ def test_F39_extremely_far_outside_ends_in_time(bounded, head, method):
     begun = time.monotonic()
     assert flagged(bounded[head], REFERENCE.prior, [1e6, 1e6], method=method, time_limit=0.5)[1]
     assert time.monotonic() - begun < 10
+
+
+def test_F39_direct_draws_need_no_rejection(bounded):
+    begun = time.monotonic()
+    assert flagged(bounded["posterior"], REFERENCE.prior, [1e6, 1e6], method="direct")[1]
+    assert time.monotonic() - begun < 10
+
+
+def test_limits_are_flagged_too(bounded):
+    estimator = bounded["ratio"]
+    for x_obs, strange in (([10.0, 10.0], True), ([0.5, -0.5], False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = limits(estimator, x_obs, of=[estimator.axes[0].name], seed=1)
+        assert any(issubclass(one.category, SbiWarning) for one in caught) == strange
+        assert found.verdicts["x_obs inside the simulated range"].startswith("NOT inside" if strange else "inside")
+        assert any("can be trusted" in flag for flag in found.flags) == strange
 
 
 def test_F39_a_grid_that_takes_too_long_says_why_it_may(bounded):
