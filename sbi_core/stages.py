@@ -270,7 +270,7 @@ def _inferred(job: Job, results: Results, estimator: Any, prior: Distribution, x
     posterior: Any = infer(estimator, prior, x_obs, **options)
     exact = _exactly(world, prior, x_obs, options) if world is not None and world.is_exact else None
     write_npz(job.folder / "posterior.npz", x_obs=x_obs, **_arrays(posterior, exact, job.seed))
-    if find_spec("xarray") and find_spec("h5netcdf"):  # an extra
+    if all(map(find_spec, ("xarray", "h5netcdf", "h5py"))):  # an extra
         posterior.to_netcdf(job.folder / "posterior.nc")
     return replace(results, posterior=posterior, exact=exact, x_obs=rows)
 

@@ -69,7 +69,8 @@ def to_netcdf(posterior: Posterior, path: str | Path) -> Path:
     """Write `to_datasets` as a netCDF4 file with one group each, which `arviz.from_netcdf` reads."""
     path = Path(path)
     found, xarray = to_datasets(posterior), _imported("xarray")
-    _imported("h5netcdf")
+    for name in ("h5netcdf", "h5py"):
+        _imported(name)
     partial = path.with_name(f"{path.name}.partial")
     xarray.DataTree.from_dict(found).to_netcdf(partial, engine="h5netcdf")
     partial.replace(path)
