@@ -116,7 +116,7 @@ class Watched(RatioEstimator):
     """Remembers which rows it was scaled to."""
 
     def adapt(self, rows):
-        self.seen = rows.row
+        self.fitted_rows = rows.row
         return super().adapt(rows)
 
 
@@ -134,7 +134,7 @@ def test_held_out_rows_reach_neither_scaling_nor_weights():
 
     first = trained(data.theta, data.x)
     held_out = torch.ones(len(data), dtype=torch.bool)
-    held_out[first.seen] = False
+    held_out[first.fitted_rows] = False
     assert int(held_out.sum()) == 20
 
     def changed(mask):
