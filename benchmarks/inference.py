@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
+import arviz_stats.base  # noqa: F401  (`infer` imports it late, and imports are not what is timed)
 import torch
 from estimator_methods import peer, peer_prior
 from posterior_sampling import c2st
