@@ -1,5 +1,6 @@
 """Whether a run's posteriors are true: `diagnose`, within what simulating more may cost."""
 
+import copy
 import math
 import time
 from dataclasses import replace
@@ -45,9 +46,9 @@ def with_checks(
 
 
 def _unchecked(results: Results, why: str) -> Results:
-    posterior = results.posterior
+    posterior = copy.copy(results.posterior)
     posterior.verdicts = {**posterior.verdicts, "coverage": f"unchecked: {why}"}
-    return results
+    return replace(results, posterior=posterior)
 
 
 def _seconds(world: Simulator, prior: Distribution, rows: int, seed: int | None) -> float:

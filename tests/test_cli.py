@@ -316,9 +316,3 @@ def test_information_is_hydras(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert "sbi-run -m loss=carl,alice,alices" in capsys.readouterr().out
     assert main(["--cfg", "job", "loss=carl"]) == 0
     assert "_target_: carl" in capsys.readouterr().out
-
-
-def test_foreign_folder_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run_dir=."]) == 2
-    assert "is no run folder" in capsys.readouterr().err
-    assert main(["run_dir=my_world.py"]) == 2

@@ -1,4 +1,4 @@
-"""`sbi-run` with data made elsewhere, and with gold that is wrong."""
+"""`sbi-run` with data made elsewhere, gold that is wrong, more parameters, limits, and folders of others."""
 
 import json
 import os
@@ -92,3 +92,9 @@ def test_limits_on_demand(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert summary["limits"] == {} and any("limits of theta: none" in flag for flag in summary["flags"])
     assert main(["run_dir=d", "limits.method=wilks"]) == 2
     assert "limits.method = 'wilks': expected one of profile, feldman_cousins" in capsys.readouterr().err
+
+
+def test_foreign_folder_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run_dir=."]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert main(["run_dir=my_world.py"]) == 2

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch.distributions import Normal
 
 from sbi_core import InputError, limits, plots
-from sbi_core.inference import Limits, calibrate_ratio, coverage_map
+from sbi_core.inference import Limits, calibrate_ratio, coverage_map, expected_limits
 from sbi_core.simulators import GaltonBoard, LinearGaussian
 
 BOARD = GaltonBoard()
@@ -52,6 +52,12 @@ def test_profile(balls: torch.Tensor, toys: Limits, method: str) -> None:
 def test_profile_of_neyman_sets(balls: torch.Tensor) -> None:
     found = limits(BOARD, balls, iid=True, method="neyman", simulator=BOARD, toys=200, points=9, seed=1)
     assert len(spans(plots.profile(found, axes=panel()))) >= 2
+
+
+def test_profile_of_what_is_expected() -> None:
+    found = expected_limits(BOARD, BOARD, [-0.7], events=100, simulations=2000, seed=1)
+    said = [text.get_text() for text in plots.profile(found, axes=panel()).get_legend().get_texts()]
+    assert any("set, expected" in text for text in said)
 
 
 def test_region() -> None:

@@ -70,6 +70,7 @@ def test_what_is_not_checked_says_why(board: Results, options: Any, without: Any
     said = found.posterior.verdicts["coverage"]
     assert said.startswith("unchecked: ") and why in said and found.diagnosis is None
     assert any(why in line for line in found.unchecked())
+    assert board.posterior.verdicts["coverage"] == "unchecked", "the posterior that was given stays as it was"
 
 
 def test_a_run_checks_itself(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

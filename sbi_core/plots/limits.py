@@ -143,7 +143,8 @@ def ratio_calibration(calibration: Any, *, bins: int = 20, axes: Any = None) -> 
 
 
 def _kind(limits: Any) -> str:
-    return {"profile": "asymptotic", "neyman": "Neyman", "feldman_cousins": "Feldman-Cousins"}[limits.method]
+    said = {"profile": "asymptotic", "neyman": "Neyman", "feldman_cousins": "Feldman-Cousins", "expected": "expected"}
+    return said[limits.method]
 
 
 def _column(limits: Any) -> int:

@@ -163,10 +163,12 @@ def limits(
         verdicts={**found.verdicts, "x_obs inside the simulated range": known},
         flags=(*filter(None, [strange]), *found.flags, *filter(None, [getattr(estimator, "caveat", "")])),
     )
-    members = tuple(
-        limits(member, x_obs, of=found.of, simulator=simulator, seed=seed, rows=source, **asked)
-        for member in getattr(estimator, "members", ())
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SbiWarning)  # it was said once
+        members = tuple(
+            limits(member, x_obs, of=found.of, simulator=simulator, seed=seed, rows=source, **asked)
+            for member in getattr(estimator, "members", ())
+        )
     return _spread(found, members) if members else found
 
 

@@ -88,6 +88,15 @@ def test_F39_extremely_far_outside_ends_in_time(bounded, head, method):
     assert time.monotonic() - begun < 10
 
 
+def test_of_an_ensemble_it_is_said_once(bounded):
+    both = Ensemble([bounded["ratio"], bounded["ratio"]])
+    for ask in (lambda: infer(both, REFERENCE.prior, [10.0, 10.0], seed=1), lambda: limits(both, [10.0, 10.0], of="a")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert len(ask().members) == 2
+        assert sum(issubclass(one.category, SbiWarning) for one in caught) == 1
+
+
 def test_F39_direct_draws_need_no_rejection(bounded):
     begun = time.monotonic()
     assert flagged(bounded["posterior"], REFERENCE.prior, [1e6, 1e6], method="direct")[1]
