@@ -38,11 +38,11 @@ def grid_posterior(
     Args:
         parameters: the D axes of theta.
         prior: event shape (D,).
-        log_likelihood: theta (rows, G, D) -> nats (rows, G).
-        rows: observations, each with a posterior of its own.
+        log_likelihood: theta (rows, G, D) -> nats (M * rows, G), of M estimators for the same observations.
+        rows: observations, each with a grid of its own, which covers what any of the M finds.
 
     Returns:
-        Edges, D of (rows, G + 1), the log density at the cell centres, (rows, G, ...), and flags.
+        Edges, D of (rows, G + 1), the log density at the cell centres, (M * rows, G, ...), and flags.
     """
     dims = len(parameters)
     edges = [
@@ -50,13 +50,13 @@ def grid_posterior(
         for low, high in _range(parameters, prior)
     ]
     for _ in range(ZOOMS):
-        used = _used(_evaluate(edges, prior, log_likelihood), cautious=True)
+        used = _used(_evaluate(edges, prior, log_likelihood), rows, cautious=True)
         closer = [_zoom(edge, _along(used, k), COARSE[dims]) for k, edge in enumerate(edges)]
         shrunk = [bool((_width(new) < _width(old) / 2).any()) for new, old in zip(closer, edges, strict=True)]
         edges = closer
         if not any(shrunk):
             break
-    used = _used(_evaluate(edges, prior, log_likelihood), cautious=False)
+    used = _used(_evaluate(edges, prior, log_likelihood), rows, cautious=False)
     cells = FINE[dims]
     edges = [_zoom(edge, _along(used, k), cells) for k, edge in enumerate(edges)]
     density = _evaluate(edges, prior, log_likelihood)
@@ -67,6 +67,7 @@ def grid_posterior(
     flags = []
     best = torch.unravel_index(density.flatten(1).argmax(1), density.shape[1:])
     for place, edge, (low, high), parameter in zip(best, edges, _range(parameters, prior), parameters, strict=True):
+        place = place.reshape(-1, rows)
         at_edge = ((place == 0) & (edge[:, 0] <= low)) | ((place == cells - 1) & (edge[:, -1] >= high))
         if bool(at_edge.any()):
             flags.append(f"the posterior of '{parameter.name}' is highest at the edge of the prior")
@@ -93,16 +94,16 @@ def resolution(density: Tensor) -> Tensor:
 
 
 def _evaluate(edges: Sequence[Tensor], prior: Distribution, log_likelihood: Callable[[Tensor], Tensor]) -> Tensor:
-    """Log density at the cell centres, (rows, G, ...)."""
+    """Log density at the cell centres, (M * rows, G, ...)."""
     sizes = [edge.shape[1] - 1 for edge in edges]
     place = torch.unravel_index(torch.arange(math.prod(sizes)), tuple(sizes))
     theta = torch.stack([centres(edge)[:, index] for edge, index in zip(edges, place, strict=True)], -1)
-    value = log_likelihood(theta) + prior.log_prob(theta)
+    value = log_likelihood(theta).reshape(-1, *theta.shape[:2]) + prior.log_prob(theta)
     return value.nan_to_num(-torch.inf, -torch.inf, -torch.inf).reshape(-1, *sizes)
 
 
-def _used(density: Tensor, *, cautious: bool) -> Tensor:
-    """Which cells (rows, G, ...) may hold what is not negligible.
+def _used(density: Tensor, rows: int, *, cautious: bool) -> Tensor:
+    """Which cells (rows, G, ...) may hold what is not negligible in any of M log densities (M * rows, G, ...).
 
     With caution a cell is given what it would have if the density rose once more as it does between the cell and its
     neighbours: of a cell wider than the posterior, the centre says little.
@@ -113,7 +114,8 @@ def _used(density: Tensor, *, cautious: bool) -> Tensor:
         none = torch.zeros_like(density.narrow(axis, 0, 1))
         rise += torch.maximum(torch.cat([change, none], axis), torch.cat([none, change], axis))
     top = density.flatten(1).max(1).values.reshape(-1, *(1,) * (density.ndim - 1))
-    return (density + rise >= top - NEGLIGIBLE[density.ndim - 1]) & density.isfinite()
+    used = (density + rise >= top - NEGLIGIBLE[density.ndim - 1]) & density.isfinite()
+    return used.unflatten(0, (-1, rows)).any(0)
 
 
 def _along(used: Tensor, axis: int) -> Tensor:

@@ -68,9 +68,8 @@ class GridPosterior(Posterior):
         others = [k - len(self._edges) for k in range(len(self._edges)) if k != axis]
         return mass.sum(others) if others else mass
 
-    def marginal(self, names: Sequence[str]) -> "GridPosterior":
-        """The density of the named parameters, the others integrated out."""
-        dims, kept = len(self._edges), self._columns(names)
+    def _marginal(self, kept: list[int]) -> "GridPosterior":
+        dims = len(self._edges)
         gone = [k - dims for k in range(dims) if k not in kept]
         mass = self.mass().sum(gone) if gone else self.mass()
         leading, rest = mass.ndim - len(kept), sorted(kept)
@@ -82,12 +81,12 @@ class GridPosterior(Posterior):
 
     def curve(self, k: int) -> tuple[Tensor, Tensor]:
         """Density of parameter k: cell centres (G,) and density (G,)."""
-        (points,), log_density = self.marginal([self.parameters[k].name]).grid()
+        (points,), log_density = self._marginal([k]).grid()
         return points, log_density.exp()
 
     def surface(self, j: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Joint density of parameters j and k: cell centres (G,), (H,), density (G, H)."""
-        (across, up), log_density = self.marginal([self.parameters[j].name, self.parameters[k].name]).grid()
+        (across, up), log_density = self._marginal([j, k]).grid()
         return across, up, log_density.exp()
 
     @property

@@ -17,11 +17,11 @@ from sbi_core.inference.cells import COARSE, COARSEST, grid_posterior, resolutio
 from sbi_core.inference.checks.familiar import recognise
 from sbi_core.inference.grid import GridPosterior
 from sbi_core.inference.nuts import nuts
-from sbi_core.inference.observed import Observed
 from sbi_core.inference.posterior import Posterior
 from sbi_core.inference.samples import SamplePosterior
 from sbi_core.inference.sampling import Drawn, chains, direct, importance
 from sbi_core.inference.target import Target
+from sbi_core.inference.trainings import Trainings, mixed
 from sbi_core.parameters import Parameter, match, positions
 from sbi_core.priors import check_prior
 from sbi_core.seeding import fresh_seed, one_thread, seeded
@@ -83,8 +83,9 @@ def infer(
         time_limit: seconds. Chains that are stopped by it say so; a grid is not of use before it is done.
 
     Returns:
-        A distribution with event shape (D,) and batch shape (B,) or (); of an ensemble also the posterior of each
-        member, as `members`, and how far they lie apart among the `verdicts`. Where the estimator remembers which x
+        A distribution with event shape (D,) and batch shape (B,) or (). That of an ensemble is the mixture of its
+        members' posteriors, (1/M) sum_m q_m(theta | x), which is wider than they are where they disagree (Hermans et
+        al., arXiv:2110.06581); `members` are these, and how far they lie apart is among the `verdicts`. Where the estimator remembers which x
         were simulated, an x_obs unlike them is the first of the `flags`, and an `SbiWarning` before the answer.
 
     Raises:
@@ -106,10 +107,10 @@ def infer(
     if of is not None:
         positions(of, axes)
     _check_method(method, len(axes))
-    observed = Observed(estimator, x_obs, **asked)
+    observed = Trainings(estimator, x_obs, **asked)
     method = _chosen(method, len(axes), estimator, observed)
     seed = fresh_seed() if seed is None else seed
-    known, strange = recognise(estimator, observed.x, observed.n_events)
+    known, strange = recognise(estimator, observed.each[0].x, observed.each[0].n_events)
     if strange:
         warnings.warn(strange, SbiWarning, stacklevel=2)
     posterior: Posterior
@@ -124,28 +125,17 @@ def infer(
                 posterior = _of_draws(axes, prior, observed, drawn, batch)
     except InputError as error:
         raise type(error)(f"{error} {strange}".strip()) from None
-    posterior.flags = (*filter(None, [strange]), *posterior.flags, *filter(None, [getattr(estimator, "caveat", "")]))
     posterior = posterior if of is None else posterior.marginal(of)
-    posterior.seed, posterior.x_obs = seed, to_column("x_obs", x_obs)
-    drawn_so: dict[str, Any] = {
-        "of": of,
-        "method": method,
-        "n": n,
-        "chains": chains,
-        "seed": seed,
-        "time_limit": time_limit,
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SbiWarning)  # what is strange about x_obs was said
-        posterior.members = tuple(
-            infer(member, prior, x_obs, **asked, **drawn_so) for member in getattr(estimator, "members", ())
-        )
-    posterior.verdicts = {
-        **posterior.verdicts,
-        "spread of trainings": _spread(posterior),
-        "coverage": "unchecked",
-        "x_obs inside the simulated range": known,
-    }
+    caveat = getattr(estimator, "caveat", "")
+    for one in (*posterior.members, posterior):
+        one.seed, one.x_obs = seed, to_column("x_obs", x_obs)
+        one.flags = (*filter(None, [strange]), *one.flags, *filter(None, [caveat]))
+        one.verdicts = {
+            **one.verdicts,
+            "spread of trainings": _spread(one),
+            "coverage": "unchecked",
+            "x_obs inside the simulated range": known,
+        }
     return posterior
 
 
@@ -169,7 +159,7 @@ def _check_method(method: str, dims: int) -> None:
         raise InputError(f"theta has {dims} parameters; a grid serves at most {max(COARSE)}. Use method='hmc'.")
 
 
-def _chosen(method: str, dims: int, estimator: Any, observed: Observed) -> str:
+def _chosen(method: str, dims: int, estimator: Any, observed: Trainings) -> str:
     if method == "direct" and not observed.is_direct:
         raise InputError(
             f"method = 'direct' needs a posterior flow and a single observation at a time; {type(estimator).__name__} "
@@ -181,53 +171,73 @@ def _chosen(method: str, dims: int, estimator: Any, observed: Observed) -> str:
 
 
 def _on_a_grid(
-    axes: tuple[Parameter, ...], prior: Distribution, observed: Observed, batch: bool, until: float
+    axes: tuple[Parameter, ...], prior: Distribution, observed: Trainings, batch: bool, until: float
 ) -> GridPosterior:
     look = partial(observed.log_likelihood, until=until)
-    edges, density, flags = grid_posterior(axes, prior, look, observed.rows)
+    edges, density, flags = grid_posterior(axes, prior, look, observed.each[0].rows)
     if not torch.isfinite(density.flatten(1).max(1).values).all():
         raise InputError("the likelihood of x_obs is zero, or not a number, everywhere in the prior.")
     least = float(resolution(density).min())
-    if not batch:
-        edges, density = [edge[0] for edge in edges], density[0]
-    posterior = GridPosterior(axes, edges, density, verdicts={}, flags=flags)
-    found = (
-        f"{least:.0f} cells per standard deviation" if least >= COARSEST else f"too coarse: {least:.1f} cells per sd"
-    )
-    posterior.verdicts = {"normalisation": "exact on the grid", "resolution": found}
+    found = f"{least:.0f} cells per standard deviation"
     if least < COARSEST:
-        posterior.flags = (*flags, f"the grid is {found}; method='hmc' needs none")
+        found = f"too coarse: {least:.1f} cells per sd"
+        flags.append(f"the grid is {found}; method='hmc' needs none")
+    said = {"verdicts": {"normalisation": "exact on the grid", "resolution": found}, "flags": flags}
+    each = density.unflatten(0, (len(observed.each), -1))
+    if not batch:
+        edges, each = [edge[0] for edge in edges], each[:, 0]
+    members = [GridPosterior(axes, edges, one, **said) for one in each]
+    if len(members) == 1:
+        return members[0]
+    posterior = GridPosterior(axes, edges, mixed(torch.stack([one.grid()[1] for one in members])), **said)
+    posterior.members = members
     return posterior
 
 
 def _of_draws(
-    axes: tuple[Parameter, ...], prior: Distribution, observed: Observed, drawn: Drawn, batch: bool
+    axes: tuple[Parameter, ...], prior: Distribution, observed: Trainings, drawn: Drawn, batch: bool
 ) -> SamplePosterior:
+    split = (len(observed.each), observed.each[0].rows)
+    theta = drawn.theta.unflatten(2, split)  # (C, N, M, R, D)
+    log_weight = None
+    if drawn.log_weight is not None:
+        log_weight = (drawn.log_weight - drawn.log_weight.flatten(0, 1).logsumexp(0)).unflatten(2, split)
     log_evidence, error = drawn.log_evidence
     support: Any = prior.support
-    theta, log_weight = drawn.theta, drawn.log_weight
-    if not batch:
-        theta, log_weight = theta[:, :, 0], None if log_weight is None else log_weight[:, :, 0]
-
-    def log_density(value: Tensor) -> Tensor:
-        value = value.to(torch.float64)
-        inside = support.check(value)
-        value = torch.where(inside[..., None], value, theta[0, 0])
-        rows = value.reshape(-1, observed.rows, value.shape[-1]).transpose(0, 1)  # (R, G, D)
-        found = (observed(rows) - log_evidence[:, None]).T.reshape(inside.shape)
-        return torch.where(inside, prior.log_prob(value) + found, -torch.inf)
-
     worst = float(error.max())
-    said = f"log evidence known to {worst:.2g} nats" + (f", {float(log_evidence[0]):.3f}" if not batch else "")
-    return SamplePosterior(
-        axes,
-        theta,
-        support=support,
-        log_density=log_density,
-        log_weight=log_weight,
-        verdicts={"normalisation": said if math.isfinite(worst) else "unchecked", **drawn.verdicts},
-        flags=drawn.flags,
-    )
+    value = f", {float(log_evidence[0]):.3f}" if len(log_evidence) == 1 and not batch else ""
+    known = f"log evidence known to {worst:.2g} nats{value}" if math.isfinite(worst) else "unchecked"
+
+    def of(some: slice) -> SamplePosterior:
+        """The mixture of what some of the trainings found; their draws alternate."""
+        draws = theta[:, :, some].flatten(1, 2)
+        weight = None if log_weight is None else log_weight[:, :, some].flatten(1, 2)
+        evidence = log_evidence.unflatten(0, split)[some, :, None]
+        if not batch:
+            draws, weight = draws[:, :, 0], None if weight is None else weight[:, :, 0]
+
+        def log_density(value: Tensor) -> Tensor:
+            value = value.to(torch.float64)
+            inside = support.check(value)
+            value = torch.where(inside[..., None], value, draws[0, 0])
+            rows = value.reshape(-1, split[1], value.shape[-1]).transpose(0, 1)  # (R, G, D)
+            found = mixed(torch.stack([look(rows) for look in observed.each[some]]) - evidence)
+            return torch.where(inside, prior.log_prob(value) + found.T.reshape(inside.shape), -torch.inf)
+
+        return SamplePosterior(
+            axes,
+            draws,
+            support=support,
+            log_density=log_density,
+            log_weight=weight,
+            verdicts={"normalisation": known, **drawn.verdicts},
+            flags=drawn.flags,
+        )
+
+    posterior = of(slice(None))
+    if split[0] > 1:
+        posterior.members = [of(slice(m, m + 1)) for m in range(split[0])]
+    return posterior
 
 
 def _spread(posterior: Posterior) -> str:

@@ -53,6 +53,11 @@ class Posterior(Distribution):
 
     def marginal(self, names: Sequence[str]) -> "Posterior":
         """The posterior of the named parameters, in that order, the others integrated out."""
+        found = self._marginal(self._columns(names))
+        found.members = tuple(member.marginal(names) for member in self.members)
+        return found
+
+    def _marginal(self, kept: list[int]) -> "Posterior":
         raise NotImplementedError
 
     def curve(self, k: int) -> tuple[Tensor, Tensor]:

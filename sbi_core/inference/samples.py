@@ -71,9 +71,7 @@ class SamplePosterior(Posterior):
         off = self.draws.flatten(0, 1) - self.mean
         return (self.weight[..., None] * off**2).sum(0)
 
-    def marginal(self, names: Sequence[str]) -> "SamplePosterior":
-        """The draws of the named parameters; their density is not known."""
-        kept = self._columns(names)
+    def _marginal(self, kept: list[int]) -> "SamplePosterior":
         return SamplePosterior(
             [self.parameters[k] for k in kept],
             self.draws[..., kept],

@@ -1,6 +1,7 @@
 """Truths with posterior draws beside them: what every check of calibration reads."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,9 @@ from sbi_core.errors import InputError
 from sbi_core.inference.cells import COARSE, grid_posterior
 from sbi_core.inference.grid import GridPosterior
 from sbi_core.inference.hamilton import advance, temper
-from sbi_core.inference.observed import Observed
 from sbi_core.inference.sampling import log_evidence
 from sbi_core.inference.target import Target
+from sbi_core.inference.trainings import Trainings, mixed, trainings
 from sbi_core.parameters import Parameter
 from sbi_core.priors import check_prior, describe
 from sbi_core.seeding import block_seed, one_thread, seeded
@@ -28,6 +29,8 @@ PARTICLES, SETTLE = 256, 60
 
 Tails of narrow, bent posteriors are thin in a small population (SLCP: a fifth less beyond 2.5 in theta_5), and ranks
 see that; so many rounds more restore them."""
+
+_Method = Callable[..., tuple[Tensor, Tensor]]
 
 ROWS = {"grid": 100, "chains": 100, "direct": 1000}
 """Problems at once."""
@@ -110,8 +113,9 @@ def posterior_draws(
     method = _method(method, estimator, prior, len(axes), iid)
     until, parts = time.monotonic() + time_limit, []
     options = {"n": n, "particles": max(particles, n), "until": until}
+    size = max(1, ROWS[method] // len(trainings(estimator)))
     with one_thread(), torch.no_grad(), tqdm(total=len(theta), desc="posteriors", disable=not progress) as bar:
-        for number, rows in enumerate(torch.arange(len(theta)).split(ROWS[method])):
+        for number, rows in enumerate(torch.arange(len(theta)).split(size)):
             if time.monotonic() > until:
                 raise InputError(
                     f"diagnose: the time limit of {time_limit:g} s came after {bar.n} of {len(theta)} posteriors. "
@@ -119,15 +123,17 @@ def posterior_draws(
                 )
             given = {name: v[rows] for name, v in (("design", design), ("n_events", n_events)) if v is not None}
             with seeded(block_seed(seed, number)):
-                parts.append(_METHODS[method](estimator, prior, theta[rows].double(), x[rows], given, iid, options))
+                observed = Trainings(estimator, x[rows], iid=iid, batch=True, **given)
+                parts.append(_mixed_draws(observed, prior, theta[rows].double(), _METHODS[method], options))
             bar.update(len(rows))
     draws, log_q = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     return Pairs(axes, theta.double(), x, draws, log_q[:, 0], log_q[:, 1:], prior.log_prob(theta.double()), method, iid)
 
 
 def _method(method: str, estimator: Any, prior: Distribution, dims: int, iid: bool) -> str:
-    own = getattr(estimator, "proposal", None)
-    draws = hasattr(estimator, "log_posterior") and not iid and describe(prior) == describe(own)
+    draws = not iid and all(
+        hasattr(one, "log_posterior") and describe(prior) == describe(one.proposal) for one in trainings(estimator)
+    )
     if method == "auto":
         return "direct" if draws else "grid" if dims <= 2 else "chains"
     if method not in _METHODS:
@@ -142,44 +148,42 @@ def _method(method: str, estimator: Any, prior: Distribution, dims: int, iid: bo
     return method
 
 
+def _mixed_draws(
+    observed: Trainings, prior: Distribution, theta: Tensor, method: _Method, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Draws (R, L, D) of the mixture of M trainings' posteriors, and its log density at truth and draws, (R, 1 + L)."""
+    each, log_evidence = method(observed, prior, **options)
+    each, log_evidence = (found.unflatten(0, (-1, len(theta))) for found in (each, log_evidence))
+    member = torch.randint(len(each), (1, *each.shape[1:3], 1)).expand(1, *each.shape[1:])
+    draws = each.gather(0, member)[0]
+    every = torch.cat([theta[:, None], draws], 1)
+    value = observed.log_likelihood(every).reshape(*log_evidence.shape, -1) - log_evidence[..., None]
+    return draws, prior.log_prob(every) + mixed(value)
+
+
 def _direct(
-    estimator: Any, prior: Distribution, theta: Tensor, x: Tensor, given: dict[str, Any], iid: bool, options: Any
+    observed: Trainings, prior: Distribution, *, n: int, particles: int, until: float
 ) -> tuple[Tensor, Tensor]:
-    """Draws (R, L, D), and the log density at truth and draws, (R, 1 + L)."""
-    draws = estimator.sample(x, options["n"], **given)
-    wide = {name: value[:, None] for name, value in given.items()}
-    return draws, estimator.log_posterior(torch.cat([theta[:, None], draws], 1), x[:, None], **wide).double()
+    """Draws (M R, L, D), and the log evidence (M R)."""
+    return observed.direct(n)[0], torch.zeros(observed.rows, dtype=torch.float64)
 
 
-def _grid(
-    estimator: Any, prior: Distribution, theta: Tensor, x: Tensor, given: dict[str, Any], iid: bool, options: Any
-) -> tuple[Tensor, Tensor]:
-    observed = Observed(estimator, x, iid=iid, batch=True, **given)
-    edges, density, _ = grid_posterior(observed.axes, prior, observed.log_likelihood, observed.rows)
+def _grid(observed: Trainings, prior: Distribution, *, n: int, particles: int, until: float) -> tuple[Tensor, Tensor]:
+    edges, density, _ = grid_posterior(observed.axes, prior, observed.log_likelihood, observed.each[0].rows)
+    edges = [edge.repeat(len(observed.each), 1) for edge in edges]
     posterior = GridPosterior(observed.axes, edges, density, verdicts={})
-    draws = posterior.sample(torch.Size([options["n"]])).transpose(0, 1)  # (R, L, D)
+    draws = posterior.sample(torch.Size([n])).transpose(0, 1)
     top, best = density.flatten(1).max(1)
-    evidence = top - posterior.grid()[1].flatten(1).gather(1, best[:, None])[:, 0]
-    return draws, _relative(observed, prior, theta, draws) - evidence[:, None]
+    return draws, top - posterior.grid()[1].flatten(1).gather(1, best[:, None])[:, 0]
 
 
-def _chains(
-    estimator: Any, prior: Distribution, theta: Tensor, x: Tensor, given: dict[str, Any], iid: bool, options: Any
-) -> tuple[Tensor, Tensor]:
-    observed = Observed(estimator, x, iid=iid, batch=True, **given)
+def _chains(observed: Trainings, prior: Distribution, *, n: int, particles: int, until: float) -> tuple[Tensor, Tensor]:
     target = Target(prior, observed, observed.rows, observed.at_once)
-    points, kernel = temper(target, options["particles"], options["until"])
-    points = points.take(torch.rand(points.value.shape).argsort(1)[:, : options["n"]])
+    points, kernel = temper(target, particles, until)
+    points = points.take(torch.rand(points.value.shape).argsort(1)[:, :n])
     for _ in range(SETTLE):
         points, _, _ = advance(target, points, kernel)
-    draws, evidence = target.theta(points.u), log_evidence(target, kernel.mixture)[0]
-    return draws, _relative(observed, prior, theta, draws) - evidence[:, None]
-
-
-def _relative(observed: Observed, prior: Distribution, theta: Tensor, draws: Tensor) -> Tensor:
-    """Log of prior times likelihood at truth and draws, nats (R, 1 + L)."""
-    every = torch.cat([theta[:, None], draws], 1)
-    return prior.log_prob(every) + observed.log_likelihood(every)
+    return target.theta(points.u), log_evidence(target, kernel.mixture)[0]
 
 
 _METHODS = {"direct": _direct, "grid": _grid, "chains": _chains}
