@@ -23,8 +23,8 @@ class RatioEstimator(Estimator):
 
     The log ratio of two hypotheses is f(theta0, x) - f(theta1, x): antisymmetric and transitive by construction.
     Plain numbers x start with their linear regression on theta and design, f = -|residual|^2 / 2 (see
-    `GaussianRegression`), to which the perceptron adds. Class labels enter one-hot, and what has an embedding passes
-    it.
+    `GaussianRegression`), to which the perceptron adds; it reads the residual too, which has the scale of the
+    posterior where x and theta have that of the prior. Class labels enter one-hot, and what has an embedding passes it.
 
     Args:
         parameters: the D axes of theta.
@@ -67,8 +67,9 @@ class RatioEstimator(Estimator):
         given = len(self.axes) + len(self.designs)
         if regression and self.embedding is None and not categories and not counted and self.width <= WIDEST:
             self.regression = GaussianRegression(self.width, given)
+        residuals = 0 if self.regression is None else self.width
         with seeded(0):
-            self.network = mlp(self.features + given, hidden, 1)
+            self.network = mlp(self.features + given + residuals, hidden, 1)
 
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""
@@ -92,15 +93,20 @@ class RatioEstimator(Estimator):
 
     def look(self, seen: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """`observe` for x that was scaled and embedded, seen (*, features): the function theta (*, D) -> nats (*)."""
-        residual = self.regression.look(seen) if self.regression is not None and self.regression.used else None
+        regression = self.regression
+        residual = None if regression is None else regression.look(seen)
 
         def log_likelihood(theta: Tensor) -> Tensor:
             given = self._conditions(theta, design)
-            linear = None if residual is None else -0.5 * residual(joined(given)).square().sum(-1)
-            if linear is not None and self.regression.alone:
+            if residual is None:
+                value: Tensor = self.network(joined([seen, *given]))[..., 0]
+                return value
+            off = residual(joined(given))
+            linear: Tensor = -0.5 * off.square().sum(-1)
+            if regression.alone:
                 return linear
-            value: Tensor = self.network(joined([seen, *given]))[..., 0]
-            return value if linear is None else value + linear
+            value = self.network(joined([seen, *given, off]))[..., 0]
+            return value + linear if regression.used else value
 
         return log_likelihood
 

@@ -73,7 +73,7 @@ def test_without_an_embedding_nothing_changes():
         *(f"regression.{part}" for part in ("slope", "shift", "root")),
     }
     assert "embedding" not in head.describe() and "counted" not in head.describe()
-    plain = mlp(4, (8,), 1)
+    plain = mlp(6, (8,), 1)
     for network, draw in ((head.network, head.reset), (plain, partial(redraw, plain))):
         with seeded(3):
             draw()
@@ -83,7 +83,8 @@ def test_without_an_embedding_nothing_changes():
     head.network[-1].load_state_dict(plain[-1].state_dict())
     head.adapt(data)
     x, theta = head.x_scaler(data.x), head.theta_scaler(data.theta)
-    by_hand = plain(torch.cat([x, theta], 1))[:, 0] - 0.5 * head.regression.look(x)(theta).square().sum(1)
+    off = head.regression.look(x)(theta)
+    by_hand = plain(torch.cat([x, theta, off], 1))[:, 0] - 0.5 * off.square().sum(1)
     assert torch.equal(head.log_likelihood(data.theta, data.x), by_hand)
     assert not torch.equal(head.log_likelihood(data.theta, data.x), by_hand.roll(1)), "saboteur"
 
