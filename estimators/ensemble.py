@@ -14,6 +14,8 @@ from sbi_core.simulations import Simulations
 class Ensemble(Estimator):
     """f(theta, x) = (1/M) sum_m f_m(theta, x), with the spread of the f_m as a measure of what training left open.
 
+    `infer` and `diagnose` mix the posteriors of the members; likelihood ratios, as in `limits`, and all else read f.
+
     Errors of the f_m that differ from training to training average out; those they share, such as the noise of the
     common rows, do not, and are not in the spread. Trainings differ by their seeds, or by their rows too if each gets
     a bootstrap of them. After Lakshminarayanan, Pritzel & Blundell, arXiv:1612.01474, with logarithms averaged.

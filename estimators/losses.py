@@ -195,7 +195,7 @@ def nre(estimator: Estimator, batch: Batch) -> Tensor:
     return -torch.log_softmax(_values(estimator, batch), 1)[:, 0].mean()
 
 
-@needs("theta_alt", "joint_log_ratio")
+@needs("theta_alt", "joint_log_ratio", contrasts=9, learning_rate=1e-2)
 def nre_gold(estimator: Estimator, batch: Batch) -> Tensor:
     """`nre` with soft labels p(x, z | theta_k) / sum_j p(x, z | theta_j) from the joint ratios, ().
 

@@ -126,9 +126,11 @@ def fit(
             f to be right to a fraction of 1 / events, and fewer steps do not get there.
         validation_fraction: share of rows held out, above 0 and below 1.
         patience: epochs without a better held-out loss; a third of `max_epochs` by default.
-        learning_rate: the highest of the schedule; by default 0.01 for `carl` and `nre`, 0.003 for others.
+        learning_rate: the highest of the schedule; by default 0.01 for `carl`, `nre` and `nre_gold`, 0.003 for
+            others.
         weight_decay: of matrices; by default `estimator.decay` / rows, at most 1.
-        contrasts: contrasts per row and visit; by default what suits the loss: 9 for `nre`, 2 for the others.
+        contrasts: contrasts per row and visit; by default what suits the loss: 9 for `nre` and `nre_gold`, 2 for the
+            others.
         device: where the network is trained; "auto" takes a CUDA device if there is one.
         mixed_precision: on a CUDA device, let the embedding take products in bfloat16; all else stays in float32.
         memory: bytes of rows above which a store is streamed.

@@ -84,9 +84,10 @@ def infer(
 
     Returns:
         A distribution with event shape (D,) and batch shape (B,) or (). That of an ensemble is the mixture of its
-        members' posteriors, (1/M) sum_m q_m(theta | x), which is wider than they are where they disagree (Hermans et
-        al., arXiv:2110.06581); `members` are these, and how far they lie apart is among the `verdicts`. Where the estimator remembers which x
-        were simulated, an x_obs unlike them is the first of the `flags`, and an `SbiWarning` before the answer.
+        members' posteriors, (1/M) sum_m q_m(theta | x), wider than they are where they disagree (Hermans et al.,
+        arXiv:2110.06581); `members` are these, and how far they lie apart is among the `verdicts`. Where the estimator
+        remembers which x were simulated, an x_obs unlike them is the first of the `flags`, and an `SbiWarning` before
+        the answer.
 
     Raises:
         InputError: for an x_obs of another shape, not finite, or other than x in training where that was constant; a

@@ -32,10 +32,10 @@ def nuts(target: Target, *, chains: int | None, n: int | None, time_limit: float
         time_limit: seconds; what was drawn by then is returned, and says so.
 
     Raises:
-        InputError: for several problems at once.
+        InputError: for several problems at once, which the members of an ensemble are.
     """
     if target.rows != 1:
-        raise InputError("method = 'nuts' serves one observation at a time; method='hmc' serves batches of them.")
+        raise InputError("method = 'nuts' serves one observation and one training at a time; method='hmc' serves more.")
     from pyro.infer import MCMC, NUTS
 
     until, chains = time.monotonic() + time_limit, chains or CHAINS

@@ -161,9 +161,7 @@ def _mixed_draws(
     return draws, prior.log_prob(every) + mixed(value)
 
 
-def _direct(
-    observed: Trainings, prior: Distribution, *, n: int, particles: int, until: float
-) -> tuple[Tensor, Tensor]:
+def _direct(observed: Trainings, prior: Distribution, *, n: int, particles: int, until: float) -> tuple[Tensor, Tensor]:
     """Draws (M R, L, D), and the log evidence (M R)."""
     return observed.direct(n)[0], torch.zeros(observed.rows, dtype=torch.float64)
 
