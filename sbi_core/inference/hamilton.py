@@ -2,8 +2,8 @@
 
 The population (sequential Monte Carlo, Del Moral, Doucet & Jasra 2006) finds the posterior from anywhere in the prior,
 in all its modes, and says how wide it is, so that chains start where they belong and need no other warm-up. The chains
-(Duane et al. 1987; Neal, arXiv:1206.1901) then move by trajectories of random length, and every few rounds propose to
-jump to a draw of a mixture fitted to the population: only jumps give separated modes their weights.
+(Duane et al. 1987; Neal, arXiv:1206.1901) then move by trajectories of random length, and every round propose to jump
+to draws of a mixture fitted to the population: only jumps give separated modes their weights.
 """
 
 import math
@@ -62,6 +62,10 @@ class Kernel:
     def tries(self) -> int:
         """Jumps to a round: for one that is accepted, in the middle problem."""
         return max(1, min(round(1 / max(float(self.jumps.median()), 1e-9)), TRIES))
+
+    def renewed(self, tries: int) -> float:
+        """Share of chains that so many jumps renew, in the worst problem."""
+        return 1 - float((1 - self.jumps.clamp(0, 1)).max()) ** tries
 
     def refitted(self, points: Points) -> "Kernel":
         """The same step size for another population."""
@@ -136,16 +140,61 @@ def _tuned_round(target: Target, points: Points, kernel: Kernel, heat: Tensor | 
 
 
 def advance(
-    target: Target, points: Points, kernel: Kernel, heat: Tensor | float = 1.0, *, tries: int = 1
+    target: Target,
+    points: Points,
+    kernel: Kernel,
+    heat: Tensor | float = 1.0,
+    *,
+    jumps: "Jumps | None" = None,
+    moves: bool = True,
 ) -> tuple[Points, Tensor, Tensor]:
-    """One round of every chain, so many jumps and a trajectory: points (R, C, D), and acceptances (R,) of the two.
+    """One round of every chain, jumps and a trajectory: points (R, C, D), and acceptances (R,) of the two.
 
     That the kernel was fitted to the population that it moves is of no account for the population's shape, and for
     chains it is fixed.
+
+    Args:
+        target: what is sampled.
+        points: where the chains are.
+        kernel: how they move.
+        heat: (R, 1).
+        jumps: a multiple of C, by default C new ones.
+        moves: whether there is a trajectory.
     """
-    points, jumps = _jump(target, points, kernel.mixture, heat, tries)
+    jumps = jumps or propose(target, kernel.mixture, points.u.shape[1], heat)
+    points, share = _jump(points, kernel.mixture, jumps, heat)
+    if not moves:
+        return points, share, torch.zeros_like(share)
     points, accepted = _trajectory(target, points, kernel, heat)
-    return points, jumps, accepted
+    return points, share, accepted
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """Draws of the mixture, wherever the chains are; so those of many rounds can be valued together.
+
+    Attributes:
+        points: (R, N, D).
+        weight: log of target over mixture there, nats (R, N).
+    """
+
+    points: Points
+    weight: Tensor
+
+    def take(self, index: Tensor) -> "Jumps":
+        """Those at index (n,)."""
+        index = index.expand(len(self.weight), -1)
+        return Jumps(self.points.take(index), self.weight.gather(1, index))
+
+
+def propose(target: Target, mixture: Mixture, n: int, heat: Tensor | float = 1.0) -> Jumps:
+    """Draw and value n jumps for each problem."""
+    points = target(mixture.sample(n), heat)
+    return Jumps(points, _weight(points, mixture, heat))
+
+
+def _weight(points: Points, mixture: Mixture, heat: Tensor | float) -> Tensor:
+    return points.before + heat * points.value - mixture.log_prob(points.u)
 
 
 def _trajectory(target: Target, points: Points, kernel: Kernel, heat: Tensor | float) -> tuple[Points, Tensor]:
@@ -165,17 +214,15 @@ def _trajectory(target: Target, points: Points, kernel: Kernel, heat: Tensor | f
     return points.where(accepted, at), chance
 
 
-def _jump(target: Target, points: Points, mixture: Mixture, heat: Tensor | float, tries: int) -> tuple[Points, Tensor]:
-    """Proposals from the mixture, wherever the chains are; so all tries are valued together."""
-    chains = points.u.shape[1]
-    new = target(mixture.sample(tries * chains), heat)
-    there = new.before + heat * new.value - mixture.log_prob(new.u)
-    here = points.before + heat * points.value - mixture.log_prob(points.u)
-    share = torch.zeros(target.rows, dtype=torch.float64)
-    for index in torch.arange(tries * chains).expand(target.rows, -1).split(chains, 1):
-        accepted, chance = _accepted(there.gather(1, index) - here)
-        points, here = points.where(accepted, new.take(index)), torch.where(accepted, there.gather(1, index), here)
-        share += chance / tries
+def _jump(points: Points, mixture: Mixture, jumps: Jumps, heat: Tensor | float) -> tuple[Points, Tensor]:
+    """Independence Metropolis, C of the jumps at a time."""
+    here, share = _weight(points, mixture, heat), torch.zeros(len(points.u), dtype=torch.float64)
+    parts = torch.arange(jumps.weight.shape[1]).split(points.u.shape[1])
+    for index in parts:
+        new = jumps.take(index)
+        accepted, chance = _accepted(new.weight - here)
+        points, here = points.where(accepted, new.points), torch.where(accepted, new.weight, here)
+        share += chance / len(parts)
     return points, share
 
 

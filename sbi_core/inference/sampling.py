@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from sbi_core.inference.convergence import ENOUGH, Convergence, convergence
-from sbi_core.inference.hamilton import PARTICLES, Kernel, advance, refit, temper
+from sbi_core.inference.hamilton import PARTICLES, Kernel, advance, propose, refit, temper
 from sbi_core.inference.mixture import Mixture
 from sbi_core.inference.target import Points, Target
 
 CHAINS, FIRST = 20, 100
 """Chains of each problem, and draws of each before its convergence is looked at for the first time."""
 
+CHEAP, MANY = 128, 1024
+"""Jumps to a round of all chains that cost little more than one, and jumps of several rounds valued together."""
+
+RENEWED, REST = 0.95, 4
+"""Share of chains that jumps renew in a round, from which on there is a trajectory in every fourth round only."""
 
 ROUNDING = 1e-4
 """Nats by which the weights of draws may differ and count as equal: what single precision leaves."""
@@ -89,10 +94,17 @@ def _advance(
     target: Target, state: Points, kernel: Kernel, rounds: int, kept: list[Tensor], until: float
 ) -> tuple[Points, bool]:
     """Draw so many rounds more into `kept`, u (R, C, D) each; whether time ran out."""
-    for _ in range(rounds):
+    chains, every = state.u.shape[1], state.value.numel()
+    tries = max(kernel.tries, CHEAP // every)
+    together = max(1, MANY // (every * tries))
+    rest = REST if kernel.renewed(tries) > RENEWED else 1
+    for number in range(rounds):
         if kept and time.monotonic() > until:
             return state, True
-        state, _, _ = advance(target, state, kernel, tries=kernel.tries)
+        if number % together == 0:
+            jumps = propose(target, kernel.mixture, together * tries * chains)
+        own = torch.arange(tries * chains) + number % together * tries * chains
+        state, _, _ = advance(target, state, kernel, jumps=jumps.take(own), moves=number % rest == 0)
         kept.append(state.u)
     return state, False
 

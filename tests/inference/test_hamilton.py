@@ -10,7 +10,7 @@ from torch.distributions import Beta, Gamma, Independent, Normal
 
 from sbi_core import Parameter, UniformPrior
 from sbi_core.inference import hamilton
-from sbi_core.inference.hamilton import Kernel, OutOfTime, advance, temper
+from sbi_core.inference.hamilton import Kernel, OutOfTime, advance, propose, temper
 from sbi_core.inference.mixture import Mixture, centre_and_factor
 from sbi_core.inference.target import Target
 from sbi_core.seeding import seeded
@@ -42,7 +42,9 @@ def test_without_data_moves_leave_the_prior_as_it_is(name, tries):
 
         def moved(points, rounds=10):
             for _ in range(rounds):
-                points, jumps, accepted = advance(target, points, kernel, tries=tries)
+                points, jumps, accepted = advance(
+                    target, points, kernel, jumps=propose(target, kernel.mixture, tries * many)
+                )
                 assert 0.2 < float(jumps) < 0.99 and 0.3 < float(accepted) < 0.999
             return target.theta(points.u)[0]
 

@@ -31,7 +31,7 @@ def test_an_edge_of_the_prior():
 
 
 def test_what_it_does_not_serve():
-    with pytest.raises(InputError, match="one observation at a time; method='hmc'"):
+    with pytest.raises(InputError, match="one observation and one training at a time; method='hmc'"):
         infer(WORLD, WORLD.prior, torch.stack([X, X]), batch=True, method="nuts")
 
 
