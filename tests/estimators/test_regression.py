@@ -15,6 +15,7 @@ from sbi_core.estimators import (
     fit,
     load_estimator,
     nle,
+    nre,
     scandal,
 )
 from sbi_core.estimators.regression import WIDEST, GaussianRegression, refine
@@ -175,6 +176,24 @@ def test_a_start_that_is_wrong_is_corrected():
     with torch.no_grad():
         gain = run.estimator.log_likelihood(test.theta, test.x) - start.log_likelihood(test.theta, test.x)
     assert run.best_epoch > 0 and gain.mean() > 5 * gain.std() / math.sqrt(len(gain))
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_a_ratio_network_reads_the_residuals(seed):
+    """The moons are narrow: theta is known a hundred times better than the prior knows it."""
+    world = TwoMoons()
+    data, test = (simulate(world, n, seed=seed + s, progress=False) for n, s in ((1000, 0), (2000, 100)))
+    alt = torch.stack([test.theta.roll(k, 0) for k in range(50)], 1)
+
+    def loss(estimator):
+        with torch.no_grad():
+            return float(-torch.log_softmax(estimator.observe(test.x[:, None])(alt).double(), 1)[:, 0].mean())
+
+    def excess(**options):
+        run = fit(RatioEstimator.from_data(data, **options), nre, data, seed=seed, max_epochs=100, progress=False)
+        return loss(run.estimator) - loss(world)
+
+    assert 2 * excess() < excess(regression=False)
 
 
 def bent(n, seed, sharpness):
