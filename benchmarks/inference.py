@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py                 # whatever is missing, then the table
     python benchmarks/inference.py --task exact    # only these cells; several such processes may run at once
+    python benchmarks/inference.py --task speed --problem gaussian_linear
     python benchmarks/inference.py --table         # only the table
 
 Rows are appended to inference.csv as they come, and cells that are there are not run again. One thread.
@@ -203,6 +204,7 @@ def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", choices=("exact", "speed"), default=["exact", "speed"])
+    parser.add_argument("--problem", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--reference", type=Path, default=default_folder())
     parser.add_argument("--table", action="store_true")
@@ -211,7 +213,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for cell in [] if given.table else cells():
         done = {tuple(row[name] for name in Cell._fields) for row in _rows()}
-        if cell.task in given.task and cell.seed < given.seeds and tuple(map(str, cell)) not in done:
+        asked = cell.task in given.task and cell.problem in given.problem and cell.seed < given.seeds
+        if asked and tuple(map(str, cell)) not in done:
             found = {"exact": exact, "speed": speed}[cell.task](cell, given.reference)
             _append(cell, found)
             print(*cell, found, flush=True)

@@ -183,7 +183,7 @@ def _on_a_grid(
     if least < COARSEST:
         found = f"too coarse: {least:.1f} cells per sd"
         flags.append(f"the grid is {found}; method='hmc' needs none")
-    said = {"verdicts": {"normalisation": "exact on the grid", "resolution": found}, "flags": flags}
+    said: dict[str, Any] = {"verdicts": {"normalisation": "exact on the grid", "resolution": found}, "flags": flags}
     each = density.unflatten(0, (len(observed.each), -1))
     if not batch:
         edges, each = [edge[0] for edge in edges], each[:, 0]
