@@ -100,7 +100,7 @@ class SamplePosterior(Posterior):
         """Where the density is highest, (*, D): uphill from the best draw, by L-BFGS in coordinates without bounds."""
         best = self._best()
         bijection = biject_to(self.support)
-        u = bijection.inv(best).requires_grad_()
+        u = bijection.inv(best).clone().requires_grad_()
         optimizer = torch.optim.LBFGS([u], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 
         def closure() -> Tensor:

@@ -237,6 +237,7 @@ def test_parts_of_a_posterior(method):
     posterior, exact = infer(world, world.prior, X[:3], method=method, seed=1), world.posterior(X[:3])
     close = 0.5 if method == "grid" else 1e-3
     assert ((posterior.mode - exact.mean).abs() < close * exact.stddev).all()
+    assert not posterior.mode.requires_grad
     with seeded(2):
         theta = exact.sample((20_000,))
     for level in (0.5, 0.9):
