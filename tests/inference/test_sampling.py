@@ -10,7 +10,7 @@ from measures import z_of_mean
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from sbi_core import InputError, Parameter, Simulator, UniformPrior, infer
-from sbi_core.inference import SamplePosterior, sampling
+from sbi_core.inference import SamplePosterior, hamilton, sampling
 from sbi_core.inference.convergence import Convergence, convergence
 from sbi_core.seeding import seeded
 from sbi_core.simulators import LinearGaussian
@@ -150,6 +150,21 @@ def test_f66_chains_that_stay_in_their_modes_disagree(monkeypatch):
     assert "DISAGREE" in posterior.verdicts["chains"] and any("cannot be trusted" in flag for flag in posterior.flags)
     alone = infer(world, world.prior, [0.0], seed=1, n=200, chains=1)
     assert "at least 2 chains" in alone.verdicts["chains"] and any("at least 2 chains" in flag for flag in alone.flags)
+
+
+def test_trajectories_rest_where_jumps_renew_the_chains(monkeypatch):
+    world, calls, trajectory = LinearGaussian(3), [], hamilton._trajectory
+
+    def counted(target, points, *given):
+        calls.append(points.u.shape[1])
+        return trajectory(target, points, *given)
+
+    monkeypatch.setattr(hamilton, "_trajectory", counted)
+    for renewed, rounds in ((sampling.RENEWED, 10), (1.0, 40)):
+        monkeypatch.setattr(sampling, "RENEWED", renewed)
+        calls.clear()
+        infer(world, world.prior, X[:3], method="hmc", chains=20, n=40, seed=1)
+        assert calls.count(20) == rounds
 
 
 def test_convergence_sees_what_it_should():
