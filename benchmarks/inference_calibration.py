@@ -73,7 +73,7 @@ def cell(
             each = [fit(kind.from_data(data), loss, data, seed=one, **options).estimator for one in seeds]
         estimator, method = each[0] if members == 1 else Ensemble(each), loss.__name__
     trained = time.process_time()
-    found = diagnose(estimator, simulator, n=pairs, seed=seed, time_limit=3600.0, progress=False)
+    found = diagnose(estimator, simulator, n=pairs, seed=seed, time_limit=36_000.0)
     seconds = {"training": round(trained - started, 1), "checks": round(time.process_time() - trained, 1)}
     first = {"world": world, "head": head, "loss": method, "members": members, "seed": seed, "pairs": pairs}
     repaired = _repaired(found, estimator, simulator) if repair else ""
@@ -83,7 +83,7 @@ def cell(
 def _repaired(found: Diagnosis, estimator: Any, simulator: Simulator) -> str:
     """Coverage on fresh pairs at the recalibrated levels, in joint standard errors from nominal."""
     fresh = simulate(simulator, found.pairs, seed=found.seed + 77_000, progress=False)
-    pairs = posterior_draws(estimator, simulator.prior, fresh.theta, fresh.x, seed=1, time_limit=3600.0)
+    pairs = posterior_draws(estimator, simulator.prior, fresh.theta, fresh.x, seed=1, time_limit=36_000.0)
     with seeded(1):
         level = credibility(pairs)
     each = [(nominal, float((level <= found.recalibration.level(nominal)).double().mean())) for nominal in LEVELS]
