@@ -173,10 +173,14 @@ class Events(Simulator):
 
     @cached_property
     def _event(self) -> tuple[Any, Any]:
-        """One event, whose shapes are what matters: x (1, ...) and z (1, ...) or `None`."""
+        """One event, whose shapes are what matters: x (1, ...) and z (1, ...) or `None`.
+
+        Its design is the lowest corner, which is allowed where designs must be in order.
+        """
         with seeded(0):
             theta = self.prior.sample(torch.Size([1])).double()
-            return self.simulator.sample(theta, self._some_designs(1), torch.Generator())
+            corner = torch.tensor([[axis.low for axis in self.designs]], dtype=torch.float64)
+            return self.simulator.sample(theta, corner if self.designs else None, torch.Generator())
 
     def _some_designs(self, rows: int) -> Tensor | None:
         return UniformPrior(self.designs).sample(torch.Size([rows])) if self.designs else None

@@ -17,7 +17,7 @@ CELLS = 200
 
 
 def at(*values):
-    return torch.tensor(values).double()
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def legendre(low, high, n=60):
