@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from sbi_core.design.belief import points
 from sbi_core.design.gain import LOWER, NONE, UPPER, Gain, bracketed
-from sbi_core.design.rollouts import BLOCKS, Rollouts, check_axes, joint_reader, reader, roll, see
+from sbi_core.design.rollouts import BLOCKS, Rollouts, joint_reader, of_runs, reader, roll, see
 from sbi_core.errors import InputError, MissingGold
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Simulator
@@ -55,7 +55,7 @@ def posterior_gain(
     Raises:
         InputError: for a term that is not finite, or what `simulate` refuses.
     """
-    check_axes(estimator, simulator)
+    estimator = of_runs(estimator, simulator)
     if _sums_labels(estimator, simulator):
         return _over_labels(estimator, simulator, prior, design, inner, seed)
     found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
@@ -80,7 +80,7 @@ def contrastive_bound(
     al., arXiv:1911.00294, eq. 9, and arXiv:2103.02438, eq. 9; van den Oord et al., arXiv:1807.03748, for a learned f.
     Arguments as in `posterior_gain`.
     """
-    check_axes(estimator, simulator)
+    estimator = of_runs(estimator, simulator)
     found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
     return _lower(found, estimator)
 
@@ -177,9 +177,7 @@ def _gain(
 ) -> Gain:
     value, error = found.estimate(term)
     calls = len(found.theta)
-    return Gain(
-        value, error, direction, method, ceiling, calls, found.evaluations, found.seconds, flags=flags
-    )
+    return Gain(value, error, direction, method, ceiling, calls, found.evaluations, found.seconds, flags=flags)
 
 
 def _lower(found: Rollouts, estimator: Any) -> Gain:
@@ -219,9 +217,7 @@ def _sums_labels(estimator: Any, simulator: Simulator) -> bool:
     return bool(simulator.categories) and normalised and simulator.count(None) is None
 
 
-def _over_labels(
-    estimator: Any, simulator: Simulator, prior: Distribution, design: Any, inner: int, seed: int
-) -> Gain:
+def _over_labels(estimator: Any, simulator: Simulator, prior: Distribution, design: Any, inner: int, seed: int) -> Gain:
     started = time.monotonic()
     others = points(prior, inner - inner % BLOCKS, seed, 1)
     labels = torch.arange(simulator.categories or 0).double()[:, None]

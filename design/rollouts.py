@@ -1,6 +1,5 @@
 """Experiments rolled out at one design, each seen by every theta of an inner set: the sums that all gains read."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.distributions import Distribution
 from sbi_core.campaign import simulate
 from sbi_core.design.belief import points
 from sbi_core.errors import InputError
+from sbi_core.events import Events, RunLikelihood
 from sbi_core.gold import log_joint
 from sbi_core.parameters import names
 from sbi_core.seeding import one_thread
@@ -206,8 +206,12 @@ def _counts(estimator: Any) -> bool:
     return bool(getattr(estimator, "needs_n_events", False) or getattr(estimator, "counted", False))
 
 
-def check_axes(estimator: Any, simulator: Simulator) -> None:
-    """Raise `InputError` unless both speak of the same parameters in the same order, and the same designs."""
+def of_runs(estimator: Any, simulator: Simulator) -> Any:
+    """The estimator, or what it says about runs if it was trained on single events of them.
+
+    Raises:
+        InputError: unless both speak of the same parameters in the same order, and the same designs.
+    """
     pairs = [("parameters", getattr(estimator, "axes", None) or estimator.parameters, simulator.parameters)]
     pairs.append(("designs", getattr(estimator, "designs", ()), simulator.designs))
     for what, mine, its in pairs:
@@ -216,4 +220,8 @@ def check_axes(estimator: Any, simulator: Simulator) -> None:
                 f"{what} of {type(estimator).__name__} are {names(mine)}, those of simulator '{simulator.name}' "
                 f"{names(its)}: expected the same."
             )
-
+    if not isinstance(simulator, Events) or estimator is simulator:
+        return estimator
+    shape = getattr(estimator, "x_shape", None)
+    whole = getattr(estimator, "counted", False) or (shape is not None and tuple(shape) != simulator.x_event)
+    return estimator if whole else RunLikelihood(simulator, estimator)

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from sbi_core.errors import InputError, MissingGold, SimulatorError
 from sbi_core.priors import UniformPrior
 from sbi_core.seeding import seeded
-from sbi_core.simulator import Simulator
+from sbi_core.simulator import LogLikelihood, Simulator
 
 _TRIALS = 4096
 
@@ -99,6 +99,11 @@ class Events(Simulator):
         """Whether the number of events varies, so that x alone does not say it."""
         return self.luminosity is not None or callable(self.n)
 
+    @property
+    def x_event(self) -> tuple[int, ...]:
+        """Shape of one event."""
+        return tuple(self._event[0].shape[1:])
+
     def mean_events(self, theta: Tensor, design: Tensor | None) -> Tensor:
         """Expected number of events mu (*), for theta (*, D)."""
         return self.luminosity * self.simulator.rate(theta, design)  # type: ignore[attr-defined]
@@ -153,13 +158,32 @@ class Events(Simulator):
         `n_events` (*) says how many events of x are real; it is needed where their number is random, and is n of the
         design by default where n is a function.
         """
+        return self.observe(x, design, n_events=n_events)(theta)
+
+    def observe(self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None) -> LogLikelihood:
+        """Return the function theta (*, D) -> exact log p(run | theta, design) (*); arguments as in `log_likelihood`."""
+        return self.observe_with(self.simulator, x, design, n_events=n_events)
+
+    def observe_with(
+        self, estimator: Any, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> LogLikelihood:
+        """What an estimator of one event says about runs x (*, n_max, ...): theta (*, D) -> log p(run | theta), (*).
+
+        The sum of its f over the events, and the Poisson term where their number is random. Arguments as in
+        `log_likelihood`.
+        """
         if n_events is None:
             if self.luminosity is not None:
                 raise InputError("n_events is needed: the number of events is random, and zero-padding hides it.")
             n_events = self._known(design)
-        each = self.simulator.log_likelihood(theta[..., None, :], x, None if design is None else design[..., None, :])
         present = torch.arange(self.n_max, device=x.device) < n_events[..., None]
-        return torch.where(present, each, 0.0).sum(-1) + self._poisson(theta, design, n_events)
+        look = estimator.observe(x, None if design is None else design[..., None, :])
+
+        def log_likelihood(theta: Tensor) -> Tensor:
+            each = look(theta[..., None, :])
+            return torch.where(present, each, 0.0).sum(-1, dtype=torch.float64) + self._poisson(theta, design, n_events)
+
+        return log_likelihood
 
     def _poisson(self, theta: Tensor, design: Tensor | None, count: Tensor) -> Tensor:
         if self.luminosity is None:
@@ -228,3 +252,45 @@ class Events(Simulator):
             theta = self.prior.sample(torch.Size([_TRIALS])).double()
             largest = 1.2 * float(self.mean_events(theta, self._some_designs(_TRIALS)).max())
         return math.ceil(largest + 6.5 * math.sqrt(largest) + 10)
+
+
+class RunLikelihood:
+    """An estimator of one event, as one of runs of them: `infer`, `limits` and `diagnose` read it like any other.
+
+    Args:
+        events: what a run is.
+        estimator: of one event of `events.simulator`.
+
+    Example:
+        >>> from sbi_core.simulators import GaltonBoard
+        >>> board = GaltonBoard()
+        >>> runs = RunLikelihood(Events(board, 3), board)
+        >>> round(float(runs.log_likelihood(torch.tensor([-0.5]).double(), torch.full((3, 1), 12.0))), 3)
+        -6.847
+    """
+
+    categories: int | None = None
+
+    def __init__(self, events: Events, estimator: Any) -> None:
+        self.events = events
+        self.estimator = estimator
+        self.parameters = getattr(estimator, "axes", None) or estimator.parameters
+        self.designs = events.designs
+        self.x_shape = (events.n_max, *events.x_event)
+        self.n_max = events.n_max
+        self.needs_n_events = events.needs_n_events
+
+    @property
+    def trained(self) -> bool:
+        """Whether the estimator is."""
+        return bool(getattr(self.estimator, "trained", True))
+
+    def observe(self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None) -> LogLikelihood:
+        """Look at runs x (*, n_max, ...) once: theta (*, D) -> log p(run | theta, design) in nats, (*)."""
+        return self.events.observe_with(self.estimator, x, design, n_events=n_events)
+
+    def log_likelihood(
+        self, theta: Tensor, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
+    ) -> Tensor:
+        """log p(run | theta, design) in nats, up to a term without theta; theta (*, D), x (*, n_max, ...), as (*)."""
+        return self.observe(x, design, n_events=n_events)(theta)
