@@ -3,7 +3,8 @@
 from sbi_core.simulators.bernoulli_glm import BernoulliGLM
 from sbi_core.simulators.galton_board import GaltonBoard
 from sbi_core.simulators.linear_gaussian import LinearGaussian
+from sbi_core.simulators.muon_pairs import MuonPairs
 from sbi_core.simulators.slcp import SLCP
 from sbi_core.simulators.two_moons import TwoMoons
 
-__all__ = ["SLCP", "BernoulliGLM", "GaltonBoard", "LinearGaussian", "TwoMoons"]
+__all__ = ["SLCP", "BernoulliGLM", "GaltonBoard", "LinearGaussian", "MuonPairs", "TwoMoons"]
