@@ -216,14 +216,13 @@ class MuonPairs(Simulator):
         edges = torch.linspace(low, high, 39, dtype=torch.float64)
         c = torch.linspace(low, high, 400, dtype=torch.float64)
         numbers, factor = self._detector.angle_density(c)
-        share = (
-            weights.unflatten(-1, (2, 3)) @ self._energy(s)[..., None] / dot(weights, self._fiducial(s))[:, None, None]
-        )
+        share = (weights.unflatten(-1, (2, 3)) @ self._energy(s)[..., None])[..., 0]
+        share = share / dot(weights, self._fiducial(s))[:, None]
         for k, colour in enumerate(["#0072B2", "#D55E00", "#009E73"][: len(cuts) + 1]):
             mine = part == k
             counts = torch.histogram(simulations.x[mine, 0].double(), edges)[0]
             axes.stairs(counts / (mine.sum() * edges.diff()), edges, color=colour, alpha=0.25, fill=True)
-            density = factor.exp() * (numbers @ share[mine].mean(0))[:, 0]
+            density = factor.exp() * (numbers @ share[mine].mean(0))
             ends = dict.fromkeys(f"{float(end):.4g}" for end in (energy[mine].min(), energy[mine].max()))
             axes.plot(c, density, color=colour, label=" to ".join(ends) + " GeV")
         axes.set(xlabel=r"$\cos\theta_\mathrm{obs}$", ylabel="density", xlim=(low, high), ylim=(0, None))
@@ -303,8 +302,9 @@ class MuonPairs(Simulator):
 
 
 def _check(axis: Parameter, value: Tensor, where: str) -> None:
-    """Raise `InputError` unless all values are in the axis's range; NaN is in none."""
-    wrong = ~((value >= axis.low) & (value <= axis.high))
+    """Raise `InputError` unless all values are in the axis's range, to rounding; NaN is in none."""
+    slack = 1e-9 * (axis.high - axis.low)
+    wrong = ~((value >= axis.low - slack) & (value <= axis.high + slack))
     if bool(wrong.any()):
         came, unit = float(value[wrong][0]), f" {axis.unit}" * bool(axis.unit)
         raise InputError(
