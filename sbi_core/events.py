@@ -161,7 +161,7 @@ class Events(Simulator):
         return self.observe(x, design, n_events=n_events)(theta)
 
     def observe(self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None) -> LogLikelihood:
-        """Return the function theta (*, D) -> exact log p(run | theta, design) (*); arguments as in `log_likelihood`."""
+        """Look once: theta (*, D) -> exact log p(run | theta, design) (*); arguments as in `log_likelihood`."""
         return self.observe_with(self.simulator, x, design, n_events=n_events)
 
     def observe_with(

@@ -5,6 +5,7 @@ from sbi_core.simulators.bernoulli_glm import BernoulliGLM
 from sbi_core.simulators.death_process import DeathProcess
 from sbi_core.simulators.galton_board import GaltonBoard
 from sbi_core.simulators.linear_gaussian import LinearGaussian
+from sbi_core.simulators.muon_pairs import MuonPairs
 from sbi_core.simulators.slcp import SLCP
 from sbi_core.simulators.source_location import SourceLocation
 from sbi_core.simulators.two_moons import TwoMoons
@@ -16,6 +17,7 @@ __all__ = [
     "DeathProcess",
     "GaltonBoard",
     "LinearGaussian",
+    "MuonPairs",
     "SourceLocation",
     "TwoMoons",
 ]
