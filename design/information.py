@@ -59,7 +59,7 @@ def posterior_gain(
     if _sums_labels(estimator, simulator):
         return _over_labels(estimator, simulator, prior, design, inner, seed)
     found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    return _gain(found, _divergence, NONE, "posterior read-out", flags=_resolved(found))
+    return _gain(found, _divergence, NONE, "posterior read-out", flags=resolved(found))
 
 
 def contrastive_bound(
@@ -82,7 +82,7 @@ def contrastive_bound(
     """
     estimator = of_runs(estimator, simulator)
     found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    return _lower(found, estimator)
+    return contrastive(found, exact=isinstance(estimator, Simulator))
 
 
 def nested_bound(
@@ -122,7 +122,7 @@ def bracket(
     """`contrastive_bound` and `nested_bound` of an exact likelihood from the same experiments; they hold the gain."""
     _check_exact(simulator)
     found = roll(reader(simulator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    return bracketed(_lower(found, simulator), _gain(found, _nested_term(found), UPPER, "nested Monte Carlo"))
+    return bracketed(contrastive(found, exact=True), _gain(found, _nested_term(found), UPPER, "nested Monte Carlo"))
 
 
 def latent_bound(
@@ -145,7 +145,7 @@ def latent_bound(
     if not simulator.has_gold:
         raise MissingGold(f"latent_bound needs joint ratios, and simulator '{simulator.name}' has no log_joint.")
     found = roll(joint_reader(simulator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    return _gain(found, _nested_term(found), UPPER, "joint ratios", flags=_resolved(found))
+    return _gain(found, _nested_term(found), UPPER, "joint ratios", flags=resolved(found))
 
 
 def linear_gaussian_gain(matrix: Any, noise: Any, covariance: Any) -> Gain:
@@ -180,12 +180,13 @@ def _gain(
     return Gain(value, error, direction, method, ceiling, calls, found.evaluations, found.seconds, flags=flags)
 
 
-def _lower(found: Rollouts, estimator: Any) -> Gain:
+def contrastive(found: Rollouts, *, exact: bool = False) -> Gain:
+    """The lower bound of `contrastive_bound`, from rollouts."""
+
     def term(log_sum: Tensor, mean: Tensor, inner: int) -> Tensor:
         return found.own - torch.logaddexp(log_sum, found.own) + math.log(inner + 1)
 
-    name = "sPCE" if isinstance(estimator, Simulator) else "contrastive bound"
-    return _gain(found, term, LOWER, name, ceiling=math.log(found.inner + 1))
+    return _gain(found, term, LOWER, "sPCE" if exact else "contrastive bound", ceiling=math.log(found.inner + 1))
 
 
 def _nested_term(found: Rollouts) -> Term:
@@ -196,7 +197,8 @@ def _divergence(log_sum: Tensor, mean: Tensor, inner: int) -> Tensor:
     return mean[:, 0] - log_sum + math.log(inner)
 
 
-def _resolved(found: Rollouts) -> tuple[str, ...]:
+def resolved(found: Rollouts) -> tuple[str, ...]:
+    """A flag if the inner set is too coarse for the posteriors."""
     matter = found.effective()
     if matter >= FEW:
         return ()
