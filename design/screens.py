@@ -109,9 +109,7 @@ def barber_agakov(
         )
     error = float(each.std() / math.sqrt(n))
     seconds = time.monotonic() - started
-    return Gain(
-        float(each.mean()), error, LOWER, "Barber-Agakov", simulations=n, evaluations=n, seconds=seconds
-    )
+    return Gain(float(each.mean()), error, LOWER, "Barber-Agakov", simulations=n, evaluations=n, seconds=seconds)
 
 
 def _score(estimator: Any, rows: Simulations) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from sbi_core.design.belief import points
 from sbi_core.design.gain import NONE, Gain
 from sbi_core.design.information import INNER, OUTER, resolved
 from sbi_core.design.rollouts import of_runs, reader, roll
-from sbi_core.errors import InputError
 from sbi_core.events import Events
 from sbi_core.inference.frequentist.expected import expected_limits
 from sbi_core.parameters import positions
@@ -124,5 +122,3 @@ def _run(runs: Events, design: Any) -> dict[str, Any]:
         at = torch.as_tensor(design, dtype=torch.float64)
         return {"events": int(runs.n(at[None])[0])}
     return {"events": runs.n}
-
-
