@@ -166,7 +166,9 @@ class GridPosterior(Posterior):
         Uniform points then have this distribution, and evenly spread ones stay so (Rosenblatt, Ann. Math. Stat. 23
         (1952) 470).
         """
-        mass, cells, theta = self.mass(), [], []
+        mass = self.mass()
+        cells: list[Tensor] = []
+        theta: list[Tensor] = []
         for k, edge in enumerate(self._edges):
             along = mass.flatten(k + 1).sum(-1) if k + 1 < mass.ndim else mass
             along = along[tuple(cells)].expand(len(unit), -1)
