@@ -7,8 +7,8 @@ from torch.quasirandom import SobolEngine
 
 from sbi_core.seeding import block_seed, seeded
 
-EDGE = 1e-12
-"""How close to 0 and 1 the unit interval is used: quantiles there may be infinite."""
+EDGE = 2.0**-31
+"""How close to 0 and 1, where quantiles may be infinite, the unit interval is used: half a step of Sobol points."""
 
 
 def points(prior: Distribution, n: int, seed: int, stream: int = 0) -> Tensor:

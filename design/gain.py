@@ -8,6 +8,9 @@ from sbi_core.errors import InputError
 
 LOWER, UPPER, NONE = "lower", "upper", "none"
 
+ROUNDING = 1e-9
+"""What sums of log densities may be wrong by, nats: where x says nothing, errors are as small."""
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -40,8 +43,8 @@ class Gain:
     def __post_init__(self) -> None:
         found = []
         if not (math.isfinite(self.value) and math.isfinite(self.error)):
-            found.append(f"EIG bound '{self.method}' is {self.value} +- {self.error}, not a number.")
-        elif self.value < -3 * self.error:
+            found.append(f"EIG bound '{self.method}' is {self.value} +- {self.error}, not finite.")
+        elif self.value < -3 * self.error - ROUNDING:
             found.append(f"EIG bound '{self.method}' is {self.value:.3g} +- {self.error:.2g}: below zero.")
         if self.value > self.ceiling - math.log(2):
             found.append(
@@ -64,7 +67,7 @@ def bracketed(lower: Gain, upper: Gain) -> tuple[Gain, Gain]:
     """
     if lower.direction != LOWER or upper.direction != UPPER:
         raise InputError(f"expected a lower and an upper bound, got '{lower.direction}' and '{upper.direction}'.")
-    if lower.value - upper.value <= 3 * math.hypot(lower.error, upper.error):
+    if lower.value - upper.value <= 3 * math.hypot(lower.error, upper.error) + ROUNDING:
         return lower, upper
     text = (
         f"EIG bound: the lower one, {lower.value:.3g} +- {lower.error:.2g}, is above the upper one, "

@@ -1,7 +1,7 @@
 """Experiments rolled out at one design, each seen by every theta of an inner set: the sums that all gains read."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +14,20 @@ from sbi_core.design.belief import points
 from sbi_core.errors import InputError
 from sbi_core.events import Events, RunLikelihood
 from sbi_core.gold import log_joint
-from sbi_core.parameters import names
+from sbi_core.parameters import Parameter, names
+from sbi_core.priors import check_prior
 from sbi_core.seeding import one_thread
 from sbi_core.simulations import Simulations
-from sbi_core.simulator import Simulator
+from sbi_core.simulator import LogLikelihood, Simulator
 
 BLOCKS = 16
 """Parts of the inner set, whose differences tell what error it brings."""
 
-AT_ONCE = 2_000_000
-"""Log densities of one event that are evaluated together."""
+AT_ONCE, WIDE = 400_000, 64
+"""Numbers that are seen with thetas together; of one event so many at most, as what is wider is embedded before."""
 
-Reader = Callable[[Simulations, Tensor], Tensor]
-"""Rows (m, ...) and thetas (m or 1, l, D) -> log density of each row at each theta, nats (m, l)."""
+Reader = Callable[[Simulations], LogLikelihood]
+"""Rows (m, ...), looked at once: thetas (m or 1, l, D) -> log density of each row at each theta, nats (m, l)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Rollouts:
         log_sum: log of the sum over a block of p(x_m | theta_l), nats (M, B).
         mean: under weights p(x_m | theta_l) in a block, of log p, theta and theta^2, (M, B, 1 + 2 D).
         log_square: log of the sum over a block of p^2, nats (M, B).
+        before: mean of theta and theta^2 over a block, (B, 2 D).
         inner: thetas in all, L.
         evaluations: log densities evaluated.
         seconds: wall time.
@@ -51,6 +53,7 @@ class Rollouts:
     log_sum: Tensor
     mean: Tensor
     log_square: Tensor
+    before: Tensor
     inner: int
     evaluations: int
     seconds: float
@@ -64,26 +67,73 @@ class Rollouts:
         mean = (weight[..., None] * self.mean[:, kept]).nan_to_num().sum(1)
         return whole, mean, self.inner * len(kept) // self.log_sum.shape[1]
 
-    def estimate(self, term: Callable[[Tensor, Tensor, int], Tensor]) -> tuple[float, float]:
+    def estimate(
+        self,
+        term: Callable[[Tensor, Tensor, int], Tensor],
+        *,
+        drawn: bool = True,
+        corrected: bool = False,
+        controlled: bool = False,
+    ) -> tuple[float, float]:
         """Mean over the experiments of a term, and its standard error, from both sets of thetas.
 
         The inner set is common to all experiments, so its error does not average out over them: it is found by the
-        jackknife over blocks, and added to that of the mean over experiments.
+        jackknife over blocks, and added to that of the mean over experiments. Of evenly spread thetas both are rather
+        too large. An experiment that a single block explains has no jackknife, and is left at its term.
 
         Args:
             term: log_sum (M,), mean (M, 1 + 2 D), L -> (M,).
+            drawn: whether the experiments are draws, and not all that there are.
+            corrected: whether to take off the bias of order 1 / L, as the jackknife knows it (Quenouille, Biometrika 43
+                (1956) 353). Not for bounds, which it would no longer be.
+            controlled: whether to take off what the term shares with the posterior means of theta and theta^2, whose
+                average over experiments is known: the belief's own, if f is right (see `balance`). Control variates
+                with slopes from the same experiments, whose bias is of order 1 / M.
+
+        Raises:
+            InputError: for a term that is not finite.
         """
-        each = term(*self.without())
+        log_sum, mean, inner_size = self.without()
+        each = term(log_sum, mean, inner_size)
         if not bool(torch.isfinite(each).all()):
             raise InputError(
-                f"EIG bound: {int((~torch.isfinite(each)).sum())} of {len(each)} terms are not finite. Raise inner, "
-                "if no theta of the inner set could have made some x."
+                f"EIG bound: {int((~torch.isfinite(each)).sum())} of {len(each)} terms are not finite. By the log "
+                "density none of the inner thetas could have made these x (raise inner), or not even their own."
             )
         blocks = self.log_sum.shape[1]
-        left = torch.stack([term(*self.without(b)).mean() for b in range(blocks)])
+        parts = [self.without(b) for b in range(blocks)]
+        left = torch.stack([term(*part) for part in parts])
+        left = torch.where(left.isfinite(), left, each).mean(1)
+        value, rest = each.mean(), each - each.mean()
+        if controlled and len(each) > 10 * self.before.shape[1]:
+            off = self._off(mean)
+            slope = torch.linalg.lstsq(off - off.mean(0), rest[:, None], driver="gelsd").solution[:, 0]
+            rest = rest - (off - off.mean(0)) @ slope
+            value = value - off.mean(0) @ slope
+            left = left - torch.stack([self._off(part[1], b).mean(0) for b, part in enumerate(parts)]) @ slope
+        bias = (blocks - 1) * (left.mean() - value)
         inner = (blocks - 1) * left.var(correction=0)
-        outer = each.var() / len(each) if len(each) > 1 else each.new_zeros(())
-        return float(each.mean()), float((outer + inner).sqrt())
+        outer = rest.var() / len(each) if drawn else each.new_zeros(())
+        return float(value - bias if corrected else value), float((outer + inner).sqrt())
+
+    def balance(self) -> float:
+        """p-value of "posterior means of theta and theta^2 average to the belief's own": below 1e-4, f is wrong.
+
+        Hotelling's T^2, as chi-squared, with the errors of both sets of thetas.
+        """
+        blocks = range(len(self.before))
+        off, left = self._off(self.without()[1]), torch.stack([self._off(self.without(b)[1], b).mean(0) for b in blocks])
+        scale = off.std(0).clamp(min=1e-300)
+        off, left = off / scale, left / scale
+        inner = (len(blocks) - 1) * torch.cov(left.T, correction=0)
+        spread, mean = torch.atleast_2d(torch.cov(off.T) / len(off) + inner), off.mean(0)
+        statistic = float(mean @ torch.linalg.pinv(spread, rtol=1e-9, hermitian=True) @ mean)
+        return float(torch.special.gammaincc(torch.tensor(off.shape[1] / 2), torch.tensor(statistic / 2)))
+
+    def _off(self, mean: Tensor, block: int | None = None) -> Tensor:
+        """Posterior means of theta and theta^2 less those of the belief, (M, 2 D)."""
+        kept = [b for b in range(len(self.before)) if b != block]
+        return mean[:, 1:] - self.before[kept].mean(0)
 
     def effective(self) -> float:
         """How many thetas of the inner set matter to an experiment, in the median: (sum p)^2 / sum p^2."""
@@ -105,14 +155,26 @@ def roll(
     One seed gives the same thetas and the same stream of random numbers at every design.
 
     Raises:
-        InputError: for fewer than 2 experiments or `BLOCKS` thetas, or rows that are not finite.
+        InputError: for fewer than 2 experiments, a prior of other parameters, or rows that are not finite.
     """
-    if n < 2 or inner < 2 * BLOCKS:
-        raise InputError(f"n = {n}, inner = {inner}: expected at least 2 and {2 * BLOCKS}.")
+    if n < 2:
+        raise InputError(f"n = {n}: expected at least 2 experiments.")
     started = time.monotonic()
-    rows = experiments(simulator, points(prior, n, seed), design, seed)
-    others = points(prior, inner - inner % BLOCKS, seed, 1)
-    return see(read, rows, others, started)
+    others = inner_set(simulator, prior, inner, seed)
+    return see(read, experiments(simulator, points(prior, n, seed), design, seed), others, started)
+
+
+def inner_set(simulator: Simulator, prior: Distribution, inner: int, seed: int) -> Tensor:
+    """Thetas (L, D) of the belief to see experiments with, L the largest multiple of `BLOCKS` up to inner.
+
+    Raises:
+        InputError: for a prior of other parameters, or too small a set.
+    """
+    check_prior(prior, simulator.parameters)
+    check_same("parameters of the prior", getattr(prior, "parameters", ()), simulator.parameters)
+    if inner < 2 * BLOCKS:
+        raise InputError(f"inner = {inner}: expected at least {2 * BLOCKS} thetas.")
+    return points(prior, inner - inner % BLOCKS, seed, 1)
 
 
 def experiments(simulator: Simulator, theta: Tensor, design: Any, seed: int) -> Simulations:
@@ -132,74 +194,103 @@ def experiments(simulator: Simulator, theta: Tensor, design: Any, seed: int) -> 
 def see(read: Reader, rows: Simulations, others: Tensor, started: float | None = None) -> Rollouts:
     """Evaluate M rows at their own theta, and at all of others (L, D), in parts that fit into memory."""
     started = time.monotonic() if started is None else started
-    events = max(1, rows.x[0].numel() if rows.n_events is not None else 1)
-    size = max(1, min(len(rows), AT_ONCE // (events * 256)))
+    if not len(others) or len(others) % BLOCKS:
+        raise InputError(f"others: {len(others)} thetas, expected a multiple of {BLOCKS}.")
+    numbers = min(rows.x[0].numel(), WIDE)
+    if rows.n_events is not None:
+        numbers = int(rows.n_events.max()) * min(rows.x[0, 0].numel(), WIDE)
     parts = []
     with one_thread():
-        for index in torch.arange(len(rows)).split(size):
+        for index in torch.arange(len(rows)).split(max(1, AT_ONCE // len(others))):
             some = rows[index]
-            own = read(some, some.theta[:, None])[:, 0]
-            blocks = [_block(read, some, block, max(1, AT_ONCE // (events * len(index)))) for block in _dealt(others)]
-            parts.append((own, *(torch.stack(each, 1) for each in zip(*blocks, strict=True))))
+            look, most = read(some), max(1, AT_ONCE // (max(1, numbers) * len(index)))
+            value = torch.cat([look(part[None]) for part in others.split(most)], 1)
+            parts.append((look(some.theta[:, None])[:, 0], *_sums(value, others)))
     own, log_sum, mean, log_square = (torch.cat(part) for part in zip(*parts, strict=True))
-    if bool(own.isnan().any() | log_sum.isnan().any()):
-        raise InputError("EIG bound: a log density is NaN.")
+    if bad := int((own.isnan() | log_sum.isnan().any(1)).sum()):
+        raise InputError(f"EIG bound: the log density of {bad} of {len(rows)} experiments is NaN.")
     evaluations = len(rows) * (len(others) + 1)
+    before = torch.cat([others, others**2], 1).unflatten(0, (BLOCKS, -1)).mean(1)
     return Rollouts(
-        rows.theta, rows, own, log_sum, mean, log_square, len(others), evaluations, time.monotonic() - started
+        rows.theta, rows, own, log_sum, mean, log_square, before, len(others), evaluations, time.monotonic() - started
     )
 
 
-def _dealt(others: Tensor) -> tuple[Tensor, ...]:
-    """Blocks of a low-discrepancy sequence: pieces in a row are evenly spread themselves."""
-    return others.chunk(BLOCKS)
+def _sums(value: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over blocks of thetas (L, D) of log p (m, L): `log_sum`, `mean` and `log_square` of `Rollouts`.
 
-
-def _block(read: Reader, rows: Simulations, theta: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """log sum p (m,), mean under p of log p, theta and theta^2 (m, 1 + 2 D), and log sum p^2 (m,), over a block."""
-    value = torch.cat([read(rows, part[None]) for part in theta.split(size)], 1).double()
-    log_sum = value.logsumexp(1)
-    weight = (value - log_sum[:, None]).exp().nan_to_num()
-    logs = (weight * torch.where(weight > 0, value, 0.0)).sum(1, keepdim=True)
-    mean = torch.cat([logs, weight @ theta, weight @ theta**2], 1)
-    return log_sum, mean, (2 * value).logsumexp(1)
+    Blocks are pieces in a row, which are evenly spread themselves where the thetas are.
+    """
+    value, theta = value.unflatten(1, (BLOCKS, -1)), theta.unflatten(0, (BLOCKS, -1))
+    log_sum = value.logsumexp(2)
+    weight = (value - log_sum[..., None]).exp().nan_to_num()
+    logs = (weight * torch.where(weight > 0, value, 0.0)).sum(2, keepdim=True)
+    moments = weight.transpose(0, 1) @ torch.cat([theta, theta**2], 2)
+    return log_sum, torch.cat([logs, moments.transpose(0, 1)], 2), (2 * value).logsumexp(2)
 
 
 def reader(estimator: Any) -> Reader:
     """What an estimator, or a simulator that knows its exact likelihood, says about rows; equal x are seen once."""
 
-    def read(rows: Simulations, theta: Tensor) -> Tensor:
-        design, place = rows.design, None
-        if design is not None and bool((design == design[0]).all()):
-            design = design[:1]
-        if len(theta) == 1 and (design is None or len(design) == 1):
-            unique, place = torch.unique(_seen(rows), dim=0, return_inverse=True)
+    def looked_at(rows: Simulations) -> LogLikelihood:
+        design, count = rows.design, rows.n_events
+        if design is not None:
+            design = (design[:1] if bool((design == design[0]).all()) else design)[:, None]
+        counts = {"n_events": count[:, None]} if count is not None and _counts(estimator) else {}
+        look: LogLikelihood = estimator.observe(rows.x[:, None], design, **counts)
+        return look
+
+    def read(rows: Simulations) -> LogLikelihood:
+        columns = [rows.x.flatten(1), *(c for c in (rows.n_events, rows.design) if c is not None)]
+        seen = torch.cat([column.reshape(len(rows), -1).double() for column in columns], 1)
+        unique, place = torch.unique(seen, dim=0, return_inverse=True)
+        every = once = looked_at(rows)
+        if len(unique) < len(rows):
             first = torch.full((len(unique),), len(rows)).scatter_reduce(0, place, torch.arange(len(rows)), "amin")
-            rows = rows[first]
-        counts = {"n_events": rows.n_events[:, None]} if rows.n_events is not None and _counts(estimator) else {}
-        look = estimator.observe(rows.x[:, None], None if design is None else design[:, None], **counts)
-        value: Tensor = look(theta).expand(len(rows), theta.shape[1]).double()
-        return value if place is None else value[place]
+            once = looked_at(rows[first])
+
+        def look(theta: Tensor) -> Tensor:
+            if len(theta) == 1 and once is not every:
+                return once(theta).expand(len(unique), theta.shape[1])[place].double()
+            return every(theta).expand(len(rows), theta.shape[1]).double()
+
+        return look
 
     return read
-
-
-def _seen(rows: Simulations) -> Tensor:
-    """All that an estimator reads of rows at one design, (m, W)."""
-    columns = [rows.x.flatten(1).double()]
-    return torch.cat(columns if rows.n_events is None else [*columns, rows.n_events[:, None].double()], 1)
 
 
 def joint_reader(simulator: Simulator) -> Reader:
     """log p(x, z | theta) of rows with their latents."""
 
-    def read(rows: Simulations, theta: Tensor) -> Tensor:
-        m, count = len(rows), theta.shape[1]
-        index = torch.arange(m).repeat_interleave(count)
-        flat = theta.expand(m, count, -1).reshape(m * count, -1)
-        return log_joint(simulator, rows[index], flat).reshape(m, count)
+    def read(rows: Simulations) -> LogLikelihood:
+        width = sum(column[0].numel() for column in (rows.x, rows.z) if column is not None)
+
+        def look(theta: Tensor) -> Tensor:
+            m, count = len(rows), theta.shape[1]
+            index = torch.arange(m).repeat_interleave(count)
+            flat = theta.expand(m, count, -1).reshape(m * count, -1)
+            size = max(1, AT_ONCE // max(1, width))
+            pairs = zip(index.split(size), flat.split(size), strict=True)
+            return torch.cat([log_joint(simulator, rows[some], part) for some, part in pairs]).reshape(m, count)
+
+        return look
 
     return read
+
+
+def check_exact(simulator: Simulator) -> None:
+    """Raise `InputError` unless a simulator knows its likelihood."""
+    if not simulator.is_exact:
+        raise InputError(
+            f"simulator '{simulator.name}' states no exact log_likelihood, and one is needed. Train an estimator for "
+            "posterior_gain and contrastive_bound."
+        )
+
+
+def check_same(what: str, named: Sequence[Parameter], expected: Sequence[Parameter]) -> None:
+    """Raise `InputError` unless axes, if there are any, have the expected names in the same order."""
+    if named and names(named) != names(expected):
+        raise InputError(f"{what} are {names(named)}, those of the simulator {names(expected)}: expected the same.")
 
 
 def _counts(estimator: Any) -> bool:
@@ -210,18 +301,18 @@ def of_runs(estimator: Any, simulator: Simulator) -> Any:
     """The estimator, or what it says about runs if it was trained on single events of them.
 
     Raises:
-        InputError: unless both speak of the same parameters in the same order, and the same designs.
+        InputError: unless it is trained or exact, and both speak of the same parameters and designs in the same order.
     """
-    pairs = [("parameters", getattr(estimator, "axes", None) or estimator.parameters, simulator.parameters)]
-    pairs.append(("designs", getattr(estimator, "designs", ()), simulator.designs))
-    for what, mine, its in pairs:
-        if mine and names(mine) != names(its):
-            raise InputError(
-                f"{what} of {type(estimator).__name__} are {names(mine)}, those of simulator '{simulator.name}' "
-                f"{names(its)}: expected the same."
-            )
+    if isinstance(estimator, Simulator):
+        check_exact(estimator)
+    if not bool(getattr(estimator, "trained", True)):
+        raise InputError(f"{type(estimator).__name__} is not trained; give the estimator of a Fit.")
+    kind = type(estimator).__name__
+    check_same(f"parameters of {kind}", getattr(estimator, "axes", None) or estimator.parameters, simulator.parameters)
+    check_same(f"designs of {kind}", getattr(estimator, "designs", ()), simulator.designs)
     if not isinstance(simulator, Events) or estimator is simulator:
         return estimator
     shape = getattr(estimator, "x_shape", None)
-    whole = getattr(estimator, "counted", False) or (shape is not None and tuple(shape) != simulator.x_event)
+    whole = isinstance(estimator, Events) or getattr(estimator, "counted", False)
+    whole = whole or (shape is not None and tuple(shape) != simulator.x_event)
     return estimator if whole else RunLikelihood(simulator, estimator)

@@ -76,7 +76,9 @@ class Found:
         return self.process.predict(torch.as_tensor(design, dtype=torch.float64))
 
     def __str__(self) -> str:
-        at = ", ".join(f"{axis.name} = {value:.4g}" for axis, value in zip(self.axes, self.design.tolist(), strict=True))
+        at = ", ".join(
+            f"{axis.name} = {value:.4g}" for axis, value in zip(self.axes, self.design.tolist(), strict=True)
+        )
         return f"{at}: {self.mean:.4g} +- {self.sd:.2g} ({len(self.values)} evaluations, {len(self.excluded)} failed)"
 
 

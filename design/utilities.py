@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from sbi_core.design.belief import points
 from sbi_core.design.gain import NONE, Gain
-from sbi_core.design.information import INNER, OUTER, resolved
+from sbi_core.design.information import INNER, OUTER, WRONG, resolved
 from sbi_core.design.rollouts import of_runs, reader, roll
 from sbi_core.events import Events
 from sbi_core.inference.frequentist.expected import expected_limits
@@ -52,7 +52,7 @@ def expected_width(
         variance = mean[:, 1 + dims + k] - mean[:, 1 + k] ** 2
         return before - variance.clamp(min=0).sqrt()
 
-    value, error = found.estimate(term)
+    value, error = found.estimate(term, corrected=True, controlled=found.balance() > WRONG)
     return Gain(
         value,
         error,

@@ -102,7 +102,7 @@ class Events(Simulator):
     @property
     def x_event(self) -> tuple[int, ...]:
         """Shape of one event."""
-        return tuple(self._event[0].shape[1:])
+        return self.simulator.x_shape or tuple(self._event[0].shape[1:])
 
     def mean_events(self, theta: Tensor, design: Tensor | None) -> Tensor:
         """Expected number of events mu (*), for theta (*, D)."""
@@ -171,17 +171,27 @@ class Events(Simulator):
 
         The sum of its f over the events, and the Poisson term where their number is random. Arguments as in
         `log_likelihood`.
+
+        Raises:
+            InputError: for x of another shape, more events than it has room for, or none told where they must be.
         """
         if n_events is None:
             if self.luminosity is not None:
                 raise InputError("n_events is needed: the number of events is random, and zero-padding hides it.")
             n_events = self._known(design)
-        present = torch.arange(self.n_max, device=x.device) < n_events[..., None]
-        look = estimator.observe(x, None if design is None else design[..., None, :])
+        run, most = (self.n_max, *self.x_event), max([1, *n_events.flatten().tolist()])
+        axis = x.ndim - len(run)
+        if x.shape[max(axis, 0) :] != run or most > self.n_max:
+            expected = f"(*, {', '.join(map(str, run))}) and no more events"
+            raise InputError(f"x has shape {tuple(x.shape)}, with up to {most} events: expected {expected}.")
+        present = torch.arange(most, device=x.device) < n_events[..., None]
+        full = bool(present.all())
+        look = estimator.observe(x.narrow(axis, 0, most), None if design is None else design[..., None, :])
 
         def log_likelihood(theta: Tensor) -> Tensor:
-            each = look(theta[..., None, :])
-            return torch.where(present, each, 0.0).sum(-1, dtype=torch.float64) + self._poisson(theta, design, n_events)
+            each = torch.broadcast_tensors(look(theta[..., None, :]), present)[0]
+            each = each if full else torch.where(present, each, 0.0)
+            return each.sum(-1, dtype=torch.float64) + self._poisson(theta, design, n_events)
 
         return log_likelihood
 
@@ -266,7 +276,7 @@ class RunLikelihood:
         >>> board = GaltonBoard()
         >>> runs = RunLikelihood(Events(board, 3), board)
         >>> round(float(runs.log_likelihood(torch.tensor([-0.5]).double(), torch.full((3, 1), 12.0))), 3)
-        -6.847
+        -7.832
     """
 
     categories: int | None = None
@@ -284,6 +294,16 @@ class RunLikelihood:
     def trained(self) -> bool:
         """Whether the estimator is."""
         return bool(getattr(self.estimator, "trained", True))
+
+    @property
+    def members(self) -> "list[RunLikelihood]":
+        """Those of an ensemble, each of runs: what is mixed are their posteriors."""
+        return [RunLikelihood(self.events, member) for member in getattr(self.estimator, "members", ())]
+
+    @property
+    def caveat(self) -> str:
+        """Where the estimator can be believed; empty if it says nothing."""
+        return getattr(self.estimator, "caveat", "")
 
     def observe(self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None) -> LogLikelihood:
         """Look at runs x (*, n_max, ...) once: theta (*, D) -> log p(run | theta, design) in nats, (*)."""

@@ -166,18 +166,19 @@ class GridPosterior(Posterior):
         Uniform points then have this distribution, and evenly spread ones stay so (Rosenblatt, Ann. Math. Stat. 23
         (1952) 470).
         """
-        mass, theta = self.mass()[None], []
+        mass = self.mass()
+        cells: list[Tensor] = []
+        theta: list[Tensor] = []
         for k, edge in enumerate(self._edges):
-            along = mass.flatten(2).sum(2) if mass.ndim > 2 else mass
-            below = torch.nn.functional.pad((along / along.sum(1, keepdim=True)).cumsum(1), (1, 0))
-            below = below.expand(len(unit), -1).contiguous()
+            along = mass.flatten(k + 1).sum(-1) if k + 1 < mass.ndim else mass
+            along = along[tuple(cells)].expand(len(unit), -1)
+            below = torch.nn.functional.pad(along.cumsum(1) / along.sum(1, keepdim=True), (1, 0))
             at = unit[:, k : k + 1].contiguous()
             cell = (torch.searchsorted(below, at, right=True) - 1).clamp(0, along.shape[1] - 1)
             low, high = below.gather(1, cell), below.gather(1, cell + 1)
             share = ((at - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
             theta.append(edge[cell] + share * edge.diff()[cell])
-            rest = mass.expand(len(unit), *mass.shape[1:])
-            mass = rest[torch.arange(len(unit)), cell[:, 0]]
+            cells.append(cell[:, 0])
         return torch.cat(theta, 1)
 
     def _quantile(self, axis: int, level: float) -> Tensor:
