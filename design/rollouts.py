@@ -25,6 +25,9 @@ BLOCKS = 16
 AT_ONCE = 2_000_000
 """Log densities of one event that are evaluated together."""
 
+SEVERAL = 8
+"""Experiments, all with the same x, at which a design is said to teach nothing."""
+
 Reader = Callable[[Simulations, Tensor], Tensor]
 """Rows (m, ...) and thetas (m or 1, l, D) -> log density of each row at each theta, nats (m, l)."""
 
@@ -119,12 +122,15 @@ def experiments(simulator: Simulator, theta: Tensor, design: Any, seed: int) -> 
     """One experiment at each theta (M, D), all at a design (K,), or at one each (M, K).
 
     Raises:
-        InputError: if some row is not finite.
+        InputError: if some row is not finite, or all are the same.
     """
     at = None if design is None else torch.as_tensor(design, dtype=torch.float64)
     rows: Simulations = simulate(simulator, len(theta), proposal=theta, design=at, seed=seed, progress=False)
     if bad := int((rows.status != 1).sum()):
         raise InputError(f"{bad} of {len(rows)} experiments are NaN or infinite.")
+    seen = [column for column in (rows.x, rows.n_events) if column is not None]
+    if len(rows) >= SEVERAL and (at is None or at.ndim == 1) and all(bool((c == c[0]).all()) for c in seen):
+        raise InputError(f"x is the same in all {len(rows)} experiments at this design: it teaches nothing.")
     return rows
 
 
