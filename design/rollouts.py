@@ -26,6 +26,9 @@ BLOCKS = 16
 AT_ONCE, WIDE = 400_000, 64
 """Numbers that are seen with thetas together; of one event so many at most, as what is wider is embedded before."""
 
+SEVERAL = 8
+"""Experiments, all with the same x, at which a design is said to teach nothing."""
+
 Reader = Callable[[Simulations], LogLikelihood]
 """Rows (m, ...), looked at once: thetas (m or 1, l, D) -> log density of each row at each theta, nats (m, l)."""
 
@@ -121,8 +124,8 @@ class Rollouts:
 
         Hotelling's T^2, as chi-squared, with the errors of both sets of thetas.
         """
-        blocks = range(len(self.before))
-        off, left = self._off(self.without()[1]), torch.stack([self._off(self.without(b)[1], b).mean(0) for b in blocks])
+        blocks, off = range(len(self.before)), self._off(self.without()[1])
+        left = torch.stack([self._off(self.without(b)[1], b).mean(0) for b in blocks])
         scale = off.std(0).clamp(min=1e-300)
         off, left = off / scale, left / scale
         inner = (len(blocks) - 1) * torch.cov(left.T, correction=0)
@@ -181,12 +184,15 @@ def experiments(simulator: Simulator, theta: Tensor, design: Any, seed: int) -> 
     """One experiment at each theta (M, D), all at a design (K,), or at one each (M, K).
 
     Raises:
-        InputError: if some row is not finite.
+        InputError: if some row is not finite, or all are the same.
     """
     at = None if design is None else torch.as_tensor(design, dtype=torch.float64)
     rows: Simulations = simulate(simulator, len(theta), proposal=theta, design=at, seed=seed, progress=False)
     if bad := int((rows.status != 1).sum()):
         raise InputError(f"{bad} of {len(rows)} experiments are NaN or infinite.")
+    seen = [column for column in (rows.x, rows.n_events) if column is not None]
+    if len(rows) >= SEVERAL and (at is None or at.ndim == 1) and all(bool((c == c[0]).all()) for c in seen):
+        raise InputError(f"x is the same in all {len(rows)} experiments at this design: it teaches nothing.")
     return rows
 
 
