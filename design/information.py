@@ -22,6 +22,9 @@ OUTER, INNER = 1024, 1024
 FEW = 10.0
 """Thetas of the inner set that must matter to an experiment, or its posterior is not resolved."""
 
+WRONG = 1e-4
+"""p-value of `Rollouts.balance` below which f is called wrong."""
+
 Term = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -38,9 +41,10 @@ def posterior_gain(
     """Expected information gain read from posteriors: the mean over simulated x of KL(prior e^f / Z || prior).
 
     With weights w_l = e^f(theta_l, x) / sum e^f over L thetas of the belief, KL = sum_l w_l f(theta_l, x) - log Z, Z
-    the mean of e^f. The theta that made x is integrated out, so the terms spread less than log ratios do. The bias of
-    order 1 / L is taken off by the jackknife. Class labels are summed over instead of simulated, if f is normalised in
-    x: then no call of the simulator is needed.
+    the mean of e^f. The theta that made x is integrated out, so the terms spread less than log ratios do, and much less
+    once their regression on the posterior means of theta and theta^2 is taken off, which average to the belief's own
+    (if they do not, f is wrong, and a flag says so). The bias of order 1 / L is taken off by the jackknife. Class
+    labels are summed over instead of simulated, if f is normalised in x: then no call of the simulator is needed.
     It is no bound: where f is wrong, it may be on either side (see `contrastive_bound`).
 
     Args:
@@ -60,9 +64,11 @@ def posterior_gain(
     if _sums_labels(estimator, simulator):
         return _over_labels(estimator, simulator, prior, design, inner, seed)
     found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    gain = _gain(found, _divergence, NONE, "posterior read-out", corrected=True, flags=_resolved(found))
-    _warn(gain)
-    return gain
+    flags, right = resolved(found), found.balance() > WRONG
+    if not right:
+        flags = (*flags, "EIG: posterior means do not average to the belief's own, so f is wrong somewhere.")
+    method = "posterior read-out"
+    return _said(_gain(found, _divergence, NONE, method, corrected=True, controlled=right, flags=flags))
 
 
 def contrastive_bound(
@@ -85,9 +91,7 @@ def contrastive_bound(
     """
     estimator = of_runs(estimator, simulator)
     found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    gain = _lower(found, estimator)
-    _warn(gain)
-    return gain
+    return _said(contrastive(found, exact=isinstance(estimator, Simulator)))
 
 
 def nested_bound(
@@ -112,9 +116,7 @@ def nested_bound(
     """
     check_exact(simulator)
     found = roll(reader(simulator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    gain = _gain(found, _nested_term(found), UPPER, "nested Monte Carlo")
-    _warn(gain)
-    return gain
+    return _said(_gain(found, _nested_term(found), UPPER, "nested Monte Carlo"))
 
 
 def bracket(
@@ -129,9 +131,8 @@ def bracket(
     """`contrastive_bound` and `nested_bound` of an exact likelihood from the same experiments; they hold the gain."""
     check_exact(simulator)
     found = roll(reader(simulator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    pair = bracketed(_lower(found, simulator), _gain(found, _nested_term(found), UPPER, "nested Monte Carlo"))
-    _warn(*pair)
-    return pair
+    pair = bracketed(contrastive(found, exact=True), _gain(found, _nested_term(found), UPPER, "nested Monte Carlo"))
+    return _said(pair[0]), _said(pair[1])
 
 
 def latent_bound(
@@ -154,9 +155,7 @@ def latent_bound(
     if not simulator.has_gold:
         raise MissingGold(f"latent_bound needs joint ratios, and simulator '{simulator.name}' has no log_joint.")
     found = roll(joint_reader(simulator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    gain = _gain(found, _nested_term(found), UPPER, "joint ratios", flags=_resolved(found))
-    _warn(gain)
-    return gain
+    return _said(_gain(found, _nested_term(found), UPPER, "joint ratios", flags=resolved(found)))
 
 
 def linear_gaussian_gain(matrix: Any, noise: Any, covariance: Any) -> Gain:
@@ -190,26 +189,30 @@ def _gain(
     method: str,
     *,
     corrected: bool = False,
+    controlled: bool = False,
     ceiling: float = math.inf,
     flags: tuple[str, ...] = (),
 ) -> Gain:
-    value, error = found.estimate(term, corrected=corrected)
+    value, error = found.estimate(term, corrected=corrected, controlled=controlled)
     calls = len(found.theta)
     return Gain(value, error, direction, method, ceiling, calls, found.evaluations, found.seconds, flags=flags)
 
 
-def _warn(*gains: Gain) -> None:
-    """Say aloud what makes a bound none."""
-    for text in dict.fromkeys(text for gain in gains for text in gain.flags if text.startswith("EIG bound")):
-        warnings.warn(text, SbiWarning, stacklevel=3)
+def _said(gain: Gain) -> Gain:
+    """The same, and a warning for what makes a bound none."""
+    for text in gain.flags:
+        if text.startswith("EIG bound"):
+            warnings.warn(text, SbiWarning, stacklevel=3)
+    return gain
 
 
-def _lower(found: Rollouts, estimator: Any) -> Gain:
+def contrastive(found: Rollouts, *, exact: bool = False) -> Gain:
+    """The lower bound of `contrastive_bound`, from rollouts."""
+
     def term(log_sum: Tensor, mean: Tensor, inner: int) -> Tensor:
         return found.own - torch.logaddexp(log_sum, found.own) + math.log(inner + 1)
 
-    name = "sPCE" if isinstance(estimator, Simulator) else "contrastive bound"
-    return _gain(found, term, LOWER, name, ceiling=math.log(found.inner + 1))
+    return _gain(found, term, LOWER, "sPCE" if exact else "contrastive bound", ceiling=math.log(found.inner + 1))
 
 
 def _nested_term(found: Rollouts) -> Term:
@@ -220,7 +223,8 @@ def _divergence(log_sum: Tensor, mean: Tensor, inner: int) -> Tensor:
     return mean[:, 0] - log_sum + math.log(inner)
 
 
-def _resolved(found: Rollouts) -> tuple[str, ...]:
+def resolved(found: Rollouts) -> tuple[str, ...]:
+    """A flag if the inner set is too coarse for the posteriors."""
     matter = found.effective()
     if matter >= FEW:
         return ()

@@ -26,6 +26,9 @@ BLOCKS = 16
 AT_ONCE, WIDE = 400_000, 64
 """Numbers that are seen with thetas together; of one event so many at most, as what is wider is embedded before."""
 
+SEVERAL = 8
+"""Experiments, all with the same x, at which a design is said to teach nothing."""
+
 Reader = Callable[[Simulations], LogLikelihood]
 """Rows (m, ...), looked at once: thetas (m or 1, l, D) -> log density of each row at each theta, nats (m, l)."""
 
@@ -41,6 +44,7 @@ class Rollouts:
         log_sum: log of the sum over a block of p(x_m | theta_l), nats (M, B).
         mean: under weights p(x_m | theta_l) in a block, of log p, theta and theta^2, (M, B, 1 + 2 D).
         log_square: log of the sum over a block of p^2, nats (M, B).
+        before: mean of theta and theta^2 over a block, (B, 2 D).
         inner: thetas in all, L.
         evaluations: log densities evaluated.
         seconds: wall time.
@@ -52,6 +56,7 @@ class Rollouts:
     log_sum: Tensor
     mean: Tensor
     log_square: Tensor
+    before: Tensor
     inner: int
     evaluations: int
     seconds: float
@@ -66,7 +71,12 @@ class Rollouts:
         return whole, mean, self.inner * len(kept) // self.log_sum.shape[1]
 
     def estimate(
-        self, term: Callable[[Tensor, Tensor, int], Tensor], *, drawn: bool = True, corrected: bool = False
+        self,
+        term: Callable[[Tensor, Tensor, int], Tensor],
+        *,
+        drawn: bool = True,
+        corrected: bool = False,
+        controlled: bool = False,
     ) -> tuple[float, float]:
         """Mean over the experiments of a term, and its standard error, from both sets of thetas.
 
@@ -79,23 +89,54 @@ class Rollouts:
             drawn: whether the experiments are draws, and not all that there are.
             corrected: whether to take off the bias of order 1 / L, as the jackknife knows it (Quenouille, Biometrika 43
                 (1956) 353). Not for bounds, which it would no longer be.
+            controlled: whether to take off what the term shares with the posterior means of theta and theta^2, whose
+                average over experiments is known: the belief's own, if f is right (see `balance`). Control variates
+                with slopes from the same experiments, whose bias is of order 1 / M.
 
         Raises:
             InputError: for a term that is not finite.
         """
-        each = term(*self.without())
+        log_sum, mean, inner_size = self.without()
+        each = term(log_sum, mean, inner_size)
         if not bool(torch.isfinite(each).all()):
             raise InputError(
                 f"EIG bound: {int((~torch.isfinite(each)).sum())} of {len(each)} terms are not finite. By the log "
                 "density none of the inner thetas could have made these x (raise inner), or not even their own."
             )
         blocks = self.log_sum.shape[1]
-        left = torch.stack([term(*self.without(b)) for b in range(blocks)])
+        parts = [self.without(b) for b in range(blocks)]
+        left = torch.stack([term(*part) for part in parts])
         left = torch.where(left.isfinite(), left, each).mean(1)
-        value, bias = each.mean(), (blocks - 1) * (left.mean() - each.mean())
+        value, rest = each.mean(), each - each.mean()
+        if controlled and len(each) > 10 * self.before.shape[1]:
+            off = self._off(mean)
+            slope = torch.linalg.lstsq(off - off.mean(0), rest[:, None], driver="gelsd").solution[:, 0]
+            rest = rest - (off - off.mean(0)) @ slope
+            value = value - off.mean(0) @ slope
+            left = left - torch.stack([self._off(part[1], b).mean(0) for b, part in enumerate(parts)]) @ slope
+        bias = (blocks - 1) * (left.mean() - value)
         inner = (blocks - 1) * left.var(correction=0)
-        outer = each.var() / len(each) if drawn else each.new_zeros(())
+        outer = rest.var() / len(each) if drawn else each.new_zeros(())
         return float(value - bias if corrected else value), float((outer + inner).sqrt())
+
+    def balance(self) -> float:
+        """p-value of "posterior means of theta and theta^2 average to the belief's own": below 1e-4, f is wrong.
+
+        Hotelling's T^2, as chi-squared, with the errors of both sets of thetas.
+        """
+        blocks, off = range(len(self.before)), self._off(self.without()[1])
+        left = torch.stack([self._off(self.without(b)[1], b).mean(0) for b in blocks])
+        scale = off.std(0).clamp(min=1e-300)
+        off, left = off / scale, left / scale
+        inner = (len(blocks) - 1) * torch.cov(left.T, correction=0)
+        spread, mean = torch.atleast_2d(torch.cov(off.T) / len(off) + inner), off.mean(0)
+        statistic = float(mean @ torch.linalg.pinv(spread, rtol=1e-9, hermitian=True) @ mean)
+        return float(torch.special.gammaincc(torch.tensor(off.shape[1] / 2), torch.tensor(statistic / 2)))
+
+    def _off(self, mean: Tensor, block: int | None = None) -> Tensor:
+        """Posterior means of theta and theta^2 less those of the belief, (M, 2 D)."""
+        kept = [b for b in range(len(self.before)) if b != block]
+        return mean[:, 1:] - self.before[kept].mean(0)
 
     def effective(self) -> float:
         """How many thetas of the inner set matter to an experiment, in the median: (sum p)^2 / sum p^2."""
@@ -143,12 +184,15 @@ def experiments(simulator: Simulator, theta: Tensor, design: Any, seed: int) -> 
     """One experiment at each theta (M, D), all at a design (K,), or at one each (M, K).
 
     Raises:
-        InputError: if some row is not finite.
+        InputError: if some row is not finite, or all are the same.
     """
     at = None if design is None else torch.as_tensor(design, dtype=torch.float64)
     rows: Simulations = simulate(simulator, len(theta), proposal=theta, design=at, seed=seed, progress=False)
     if bad := int((rows.status != 1).sum()):
         raise InputError(f"{bad} of {len(rows)} experiments are NaN or infinite.")
+    seen = [column for column in (rows.x, rows.n_events) if column is not None]
+    if len(rows) >= SEVERAL and (at is None or at.ndim == 1) and all(bool((c == c[0]).all()) for c in seen):
+        raise InputError(f"x is the same in all {len(rows)} experiments at this design: it teaches nothing.")
     return rows
 
 
@@ -174,8 +218,9 @@ def see(read: Reader, rows: Simulations, others: Tensor, started: float | None =
     if bad := int((own.isnan() | log_sum.isnan().any(1)).sum()):
         raise InputError(f"EIG bound: the log density of {bad} of {len(rows)} experiments is NaN.")
     evaluations = len(rows) * (len(others) + 1)
+    before = torch.cat([others, others**2], 1).unflatten(0, (BLOCKS, -1)).mean(1)
     return Rollouts(
-        rows.theta, rows, own, log_sum, mean, log_square, len(others), evaluations, time.monotonic() - started
+        rows.theta, rows, own, log_sum, mean, log_square, before, len(others), evaluations, time.monotonic() - started
     )
 
 
