@@ -210,7 +210,9 @@ def see(read: Reader, rows: Simulations, others: Tensor, started: float | None =
         for index in torch.arange(len(rows)).split(max(1, AT_ONCE // len(others))):
             some = rows[index]
             look, most = read(some), max(1, AT_ONCE // (max(1, numbers) * len(index)))
-            value = torch.cat([look(part[None]) for part in others.split(most)], 1)
+            value = torch.empty((len(index), len(others)), dtype=torch.float64)
+            for found, part in zip(value.split(most, 1), others.split(most), strict=True):
+                found.copy_(look(part[None]))  # kept one by one, the parts would leave holes in the memory
             parts.append((look(some.theta[:, None])[:, 0], *_sums(value, others)))
     own, log_sum, mean, log_square = (torch.cat(part) for part in zip(*parts, strict=True))
     if bad := int((own.isnan() | log_sum.isnan().any(1)).sum()):
@@ -270,14 +272,16 @@ def joint_reader(simulator: Simulator) -> Reader:
 
     def read(rows: Simulations) -> LogLikelihood:
         width = sum(column[0].numel() for column in (rows.x, rows.z) if column is not None)
+        size = max(1, AT_ONCE // max(1, width))
 
         def look(theta: Tensor) -> Tensor:
             m, count = len(rows), theta.shape[1]
             index = torch.arange(m).repeat_interleave(count)
             flat = theta.expand(m, count, -1).reshape(m * count, -1)
-            size = max(1, AT_ONCE // max(1, width))
-            pairs = zip(index.split(size), flat.split(size), strict=True)
-            return torch.cat([log_joint(simulator, rows[some], part) for some, part in pairs]).reshape(m, count)
+            value = torch.empty(m * count, dtype=torch.float64)
+            for found, some, part in zip(*(column.split(size) for column in (value, index, flat)), strict=True):
+                found.copy_(log_joint(simulator, rows[some], part))
+            return value.reshape(m, count)
 
         return look
 

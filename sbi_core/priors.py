@@ -83,7 +83,7 @@ class UniformPrior(Distribution):
         width = self.high - self.low
         if not self.integer.any():
             return unit.mul_(width).add_(self.low)  # in place: training draws many
-        return self.low + torch.where(self.integer, torch.floor(unit * (width + 1)), unit * width)
+        return self.low + torch.where(self.integer, torch.floor(unit * (width + 1)).minimum(width), unit * width)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density (nats) of value (*, D), as (*)."""

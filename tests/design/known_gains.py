@@ -82,7 +82,11 @@ def any_of(number):
         dims, runs = int(rng.integers(1, 4)), int(rng.integers(1, 6)) * kind or 1
         matrix = rng.normal(size=(dims + int(rng.integers(0, 2)), dims))
         latent, noise, prior = rng.uniform(0.3, 2.0, 3)
-        return linear(LinearGaussian(matrix=matrix, latent_std=latent, noise_std=noise, prior_std=prior), runs), n, inner
+        return (
+            linear(LinearGaussian(matrix=matrix, latent_std=latent, noise_std=noise, prior_std=prior), runs),
+            n,
+            inner,
+        )
     if kind == 2:
         return galton(int(rng.integers(5, 26)), int(rng.integers(3, 21))), n, inner
     if kind == 3:

@@ -1,6 +1,8 @@
 """How far off an estimate may be, and what is refused."""
 
 import math
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -212,3 +214,27 @@ def test_who_knows_the_world_is_not_refused():
     flat = MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
     assert isinstance(roll(reader(TWO.simulator), TWO.simulator, flat, None, n=2, inner=47, seed=1), Rollouts)
     assert roll(reader(TWO.simulator), TWO.simulator, flat, None, n=2, inner=47, seed=1).inner == 32
+
+
+MEMORY = """
+import resource
+from sbi_core import Events
+from sbi_core.design import rollouts
+from sbi_core.design.information import posterior_gain
+from sbi_core.simulators import AsymmetryToy
+toy = AsymmetryToy()
+runs, before = Events(toy, 1000), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rollouts.AT_ONCE *= {factor}
+posterior_gain(runs, runs, toy.prior, [48.0], n=200)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_thetas():
+    """200 runs of 1000 events seen with 1024 thetas would be 1.6 GB; MB."""
+    added = [
+        float(subprocess.run([sys.executable, "-c", MEMORY.format(factor=k)], check=True, capture_output=True).stdout)
+        for k in (1, 200)
+    ]
+    assert added[0] < 200 < added[1], "saboteur: all at once"
