@@ -151,12 +151,12 @@ def propose(
     raise InputError(f"all {len(points)} designs are excluded, the first because: {excluded[min(excluded)]}")
 
 
-def as_candidates(candidates: Any, axes: tuple[Parameter, ...]) -> Tensor:
+def as_candidates(candidates: Any, axes: tuple[Parameter, ...], what: str = "candidates") -> Tensor:
     """Designs as they were given, as (C, K), float64."""
     rows = to_column("design", candidates).to(torch.float64)
     rows = rows[:, None] if rows.ndim == 1 and len(axes) == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != len(axes) or not len(rows):
-        raise InputError(f"candidates have shape {tuple(rows.shape)}, expected (C, {len(axes)}) for {names(axes)}.")
+        raise InputError(f"{what} have shape {tuple(rows.shape)}, expected (C, {len(axes)}) for {names(axes)}.")
     return rows
 
 

@@ -130,22 +130,22 @@ def test_x_that_is_always_the_same_teaches_nothing():
 
 
 def test_the_chosen_gain_is_estimated_anew():
-    """Noise that is another at each design: the largest of ten is 1.54 standard deviations too large."""
+    """Noise that is another at each design: the largest of five is 1.163 standard deviations too large."""
 
     def noisy(estimator, simulator, prior, design, *, seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((seed, float(design))) % 2**31)
             return float(torch.randn(())), 1.0
 
-    choices = [choose(noisy, torch.linspace(0, 2, 10), seed=seed) for seed in range(200)]
+    choices = [choose(noisy, torch.linspace(0, 2, 5), seed=seed) for seed in range(80)]
     assert z_of_mean([choice.gain.value for choice in choices]) < 4
-    assert z_of_mean([choice.values.max() for choice in choices], 1.54) < 4, "the curve itself"
+    assert z_of_mean([choice.values.max() for choice in choices], 1.163) < 4, "the curve itself"
     assert z_of_mean([choice.values.max() for choice in choices]) > 4, "saboteur"
 
 
 def test_the_chosen_gain_is_unbiased():
     ends = [40.0, 50.0]
-    choices = [propose(RUNS, RUNS, TOY.prior, ends, seed=seed, n=48, inner=64) for seed in range(40)]
+    choices = [propose(RUNS, RUNS, TOY.prior, ends, seed=seed, n=32, inner=32) for seed in range(32)]
     assert z_of_mean([choice.gain.value for choice in choices], 0.1760) < 4
     assert z_of_mean([choice.values.max() for choice in choices], 0.1760) > 4, "saboteur: the larger of two"
 
@@ -154,8 +154,8 @@ def test_common_random_numbers_make_neighbours_comparable():
     def gain(d, seed):
         return posterior_gain(WORLD, WORLD, WORLD.prior, torch.tensor([d]).double(), seed=seed, **SMALL).value
 
-    together = torch.tensor([gain(1.1, seed) - gain(1.0, seed) for seed in range(30)])
-    apart = torch.tensor([gain(1.1, seed) - gain(1.0, seed + 1000) for seed in range(30)])
+    together = torch.tensor([gain(1.1, seed) - gain(1.0, seed) for seed in range(12)])
+    apart = torch.tensor([gain(1.1, seed) - gain(1.0, seed + 1000) for seed in range(12)])
     assert z_of_mean(together, slope_gain(1.1) - slope_gain(1.0)) < 4
     assert together.std() < 0.3 * apart.std()
 
@@ -166,7 +166,7 @@ def test_two_processes_choose_the_same_bits():
     def drawn(estimator, simulator, prior, design, *, seed, n):
         """A closure that draws from torch's global state and sums many numbers."""
         return float(posterior_gain(estimator, simulator, prior, design, n=n, inner=64, seed=seed).value) + (
-            shift * float(torch.rand(100_000).sum()) / 1e6
+            shift * float(torch.rand(50_000).sum()) / 1e6
         )
 
     one, two, other = (
