@@ -66,6 +66,7 @@ class Fit:
         gold: the gold check made before training; `None` if none was made.
         seconds: wall time, that of earlier parts of a resumed training included.
         rows: training rows and held-out rows.
+        held_out: which rows were held out, by their number in the campaign, (H,).
     """
 
     estimator: Estimator
@@ -78,6 +79,7 @@ class Fit:
     gold: GoldCheck | None
     seconds: float
     rows: tuple[int, int]
+    held_out: torch.Tensor
 
 
 def fit(
@@ -223,6 +225,7 @@ def fit(
         gold=rows.gold,
         seconds=state.seconds + time.perf_counter() - started,
         rows=(len(rows.training), len(rows.validation)),
+        held_out=rows.validation.rows.row,
     )
     if ended == TROUBLE:
         raise _trouble(found, loop, checkpoint)

@@ -65,7 +65,8 @@ def _local_size(theta: Tensor, values: Tensor) -> Tensor:
     """Typical size of values (N, V) at each theta (N, D): weights of theta alone leave every conditional mean zero."""
     floor = 0.1 * values.square().mean(0).clamp(min=1e-300)
     unit = _standard(theta)
-    terms = torch.cat([unit, unit**2], 1)
+    rank = torch.special.ndtri((theta.argsort(0).argsort(0).to(theta) + 0.5) / len(theta))  # of heavy tails too
+    terms = torch.cat([unit, unit**2, rank, rank**2], 1)
     each = [_crossfit(terms, torch.log(values[:, k] ** 2 + floor[k]))[0] for k in range(values.shape[1])]
     return torch.exp(torch.stack(each, 1) / 2)
 
@@ -89,6 +90,9 @@ def _information(live: Simulator, rows: Simulations, size: Tensor) -> list[Ident
         step = _along(d, 1e-4 / size)
         slope = joint_score(live, rows, rows.theta + step)[:, d] - joint_score(live, rows, rows.theta - step)[:, d]
         terms = score[:, d] ** 2 + slope / (2 * step[:, d])
+        terms = torch.where(terms.abs() < TOLERANCE * score[:, d] ** 2, 0.0, terms)  # where p is linear in theta_d
+        if not bool(terms.any()):
+            continue
         terms = _less_linear(terms, rows.theta, score)
         terms = terms * (size[:, d] / _local_size(rows.theta, terms[:, None])[:, 0]) ** 2
         tests.append(Identity("score: Fisher information", parameter, terms))
@@ -166,8 +170,8 @@ def _pairs(live: Simulator, rows: Simulations, step: Tensor, parameter: str) -> 
 
 
 def _log_ratio_inside(live: Simulator, rows: Simulations, step: Tensor) -> Tensor:
-    """log p(x, z | theta + step) - log p(x, z | theta), (N,); 0 where theta + step has left the prior."""
-    support: Any = live.prior.support
+    """log p(x, z | theta + step) - log p(x, z | theta), (N,); 0 where theta + step has left the proposal."""
+    support: Any = (live.prior if rows.info.proposal is None else rows.info.proposal).support
     inside = support.check(rows.theta + step)
     other = torch.where(inside[:, None], rows.theta + step, rows.theta)
     return joint_log_ratio(live, rows, other, rows.theta)

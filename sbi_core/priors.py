@@ -76,11 +76,14 @@ class UniformPrior(Distribution):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (torch's own signature)
         """Draw (*sample_shape, D) values."""
-        unit = torch.rand((*sample_shape, *self.event_shape), dtype=torch.float64)
+        return self.from_unit(torch.rand((*sample_shape, *self.event_shape), dtype=torch.float64))
+
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """Quantiles of each axis: points of the unit cube (*, D), overwritten, become theta (*, D)."""
         width = self.high - self.low
         if not self.integer.any():
             return unit.mul_(width).add_(self.low)  # in place: training draws many
-        return self.low + torch.where(self.integer, torch.floor(unit * (width + 1)), unit * width)
+        return self.low + torch.where(self.integer, torch.floor(unit * (width + 1)).minimum(width), unit * width)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density (nats) of value (*, D), as (*)."""

@@ -160,6 +160,27 @@ class GridPosterior(Posterior):
             drawn.append(low + (high - low) * torch.rand(cells.shape, dtype=torch.float64))
         return torch.stack(drawn, -1)
 
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """Quantiles of each axis given those before it: points of the unit cube (N, D) become theta (N, D); no batches.
+
+        Uniform points then have this distribution, and evenly spread ones stay so (Rosenblatt, Ann. Math. Stat. 23
+        (1952) 470).
+        """
+        mass = self.mass()
+        cells: list[Tensor] = []
+        theta: list[Tensor] = []
+        for k, edge in enumerate(self._edges):
+            along = mass.flatten(k + 1).sum(-1) if k + 1 < mass.ndim else mass
+            along = along[tuple(cells)].expand(len(unit), -1)
+            below = torch.nn.functional.pad(along.cumsum(1) / along.sum(1, keepdim=True), (1, 0))
+            at = unit[:, k : k + 1].contiguous()
+            cell = (torch.searchsorted(below, at, right=True) - 1).clamp(0, along.shape[1] - 1)
+            low, high = below.gather(1, cell), below.gather(1, cell + 1)
+            share = ((at - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
+            theta.append(edge[cell] + share * edge.diff()[cell])
+            cells.append(cell[:, 0])
+        return torch.cat(theta, 1)
+
     def _quantile(self, axis: int, level: float) -> Tensor:
         mass, edge = self.axis_mass(axis), self._edges[axis]
         below = torch.cat([torch.zeros_like(mass[..., :1]), mass.cumsum(-1)], -1)

@@ -221,3 +221,50 @@ def test_without_data_the_posterior_is_the_prior(prior):
     cell = torch.stack([edge[0, 1] - edge[0, 0] for edge in edges])
     assert ((posterior.mean - prior.mean).abs() < cell**2 / prior.stddev).all()
     assert ((posterior.variance - prior.variance).abs() < cell**2).all()
+
+
+def distribution(posterior, theta):
+    """P(axis 0 <= theta_0), then P(axis 1 <= theta_1 | cell of theta_0), of theta (N, 2), by masses and edges alone."""
+    mass, (first, second) = posterior.mass(), posterior._edges
+    found = []
+    for a, b in theta.tolist():
+        i = min(int((first <= a).sum()) - 1, 10)
+        j = min(int((second <= b).sum()) - 1, 10)
+        across, up = mass.sum(1), mass[i] / mass[i].sum()
+        share = (a - first[i]) / (first[i + 1] - first[i]), (b - second[j]) / (second[j + 1] - second[j])
+        found.append([float(across[:i].sum() + share[0] * across[i]), float(up[:j].sum() + share[1] * up[j])])
+    return torch.tensor(found).double()
+
+
+def test_quantiles_from_the_unit_cube():
+    posterior = uneven(2)[0]
+    unit = torch.rand(200, 2, generator=torch.Generator().manual_seed(1)).double()
+    theta = posterior.from_unit(unit.clone())
+    assert torch.allclose(distribution(posterior, theta), unit, atol=1e-9)
+    assert not torch.allclose(distribution(posterior, theta.flip(0)), unit, atol=1e-2), "saboteur: other points"
+    ends = posterior.from_unit(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double())
+    assert torch.allclose(ends.T, torch.stack([edge[[0, -1]] for edge in posterior._edges]), atol=1e-12)
+    line = uneven(1)[0]
+    tails = line.from_unit(torch.tensor([[0.1585], [0.8415]], dtype=torch.float64))[:, 0]
+    assert torch.allclose(tails, torch.cat(line.credible_interval()), atol=1e-12)
+
+
+def test_quantiles_skip_empty_cells():
+    density = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf])
+    posterior = GridPosterior(AXES[:1], [torch.arange(6.0)], density, verdicts={})
+    unit = torch.linspace(1e-9, 1 - 1e-9, 1000, dtype=torch.float64)[:, None]
+    theta = posterior.from_unit(unit)
+    assert posterior.log_prob(theta).isfinite().all() and (theta.diff(dim=0) > 0).all()
+    assert ((theta <= 2) == (unit < 0.5)).all() and theta.min() > 1 and theta.max() < 4
+
+
+def test_quantiles_in_three_dimensions_have_the_distribution():
+    with seeded(1):
+        density = torch.randn(4, 5, 6).double() * 2
+        unit = torch.rand(20_000, 3).double()
+    edges = [torch.arange(k + 1.0) for k in (4, 5, 6)]
+    posterior = GridPosterior((*AXES, Parameter("c", 0, 1)), edges, density, verdicts={})
+    place = torch.tensor([30, 6, 1]) * posterior.from_unit(unit).long()
+    share = torch.bincount(place.sum(1), minlength=120).reshape(4, 5, 6) / 20_000
+    pull = [(part - posterior.mass()).abs() / (posterior.mass() / 20_000).sqrt() for part in (share, share.flip(2))]
+    assert pull[0].max() < 4 < pull[1].max(), "saboteur: the last axis turned round"

@@ -14,9 +14,12 @@ from sbi_core import (
     Parameter,
     SimulatorError,
     UniformPrior,
+    check_gold,
+    infer,
     joint_log_ratio,
     joint_score,
 )
+from sbi_core.estimators import RatioEstimator
 from sbi_core.simulators import GaltonBoard
 
 FIXED, RANDOM = Events(Shift(), 5), Events(Shift(), luminosity=4.0)
@@ -37,6 +40,22 @@ class Thinned(Shift):
 
     def rate(self, theta, design):
         return design[..., 0].expand(theta.shape[:-1])
+
+
+def planned(design):
+    """5 events at exposure 5, fewer on either side."""
+    return torch.round(5 / (1 + (design[:, 0] - 5) ** 2))
+
+
+PLANNED = Events(Thinned(), planned)
+
+
+class Recounted(Events):
+    """Saboteur: the number of events is known, but counted as if it were Poisson and told theta."""
+
+    def _poisson(self, theta, design, count):
+        mean = 2 + theta[..., 0] ** 2
+        return count * torch.log(mean) - mean
 
 
 def test_fixed_number_of_events():
@@ -183,3 +202,109 @@ def test_number_of_events_must_be_told_once(options, words):
 def test_luminosity_needs_a_rate():
     with pytest.raises(InputError, match="'GaltonBoard' does not have"):
         Events(GaltonBoard(), luminosity=3.0)
+
+
+def test_number_of_events_is_the_functions():
+    runs = run(PLANNED, 300, design=UniformPrior(Thinned.designs))
+    assert torch.equal(runs.n_events.double(), planned(runs.design)) and len(runs.n_events.unique()) > 3
+    assert not torch.equal(runs.n_events.double(), planned(runs.design + 0.5)), "saboteur"
+    present = torch.arange(5) < runs.n_events[:, None]
+    assert runs.x.shape == (300, 5, 1) and (runs.x[present] != 0).all() and (runs.x[~present] == 0).all()
+    assert z_of_mean(runs.x[present] - runs.theta.expand(-1, 5)[present][:, None]) < 4
+    assert same_bits(runs, run(PLANNED, 300, design=UniformPrior(Thinned.designs)))
+
+
+def test_known_number_of_events_says_nothing_about_theta():
+    runs = run(PLANNED, 40, design=UniformPrior(Thinned.designs))
+    joint = PLANNED.log_joint(runs.theta, runs.x, runs.z, runs.design)
+    given = PLANNED.log_likelihood(runs.theta, runs.x, runs.design, n_events=runs.n_events)
+    for k, n in enumerate(runs.n_events):
+        theta, x, z = runs.theta[k].expand(int(n), 1), runs.x[k, :n], runs.z[k, :n, :1]
+        assert torch.allclose(joint[k], Shift().log_joint(theta, x, z, None).sum(), atol=1e-12)
+        assert torch.allclose(given[k], Shift().log_likelihood(theta, x).sum(), atol=1e-12)
+    assert torch.equal(PLANNED.log_likelihood(runs.theta, runs.x, runs.design), given), "the design says how many"
+    assert not torch.allclose(PLANNED.log_likelihood(runs.theta, runs.x, runs.design - 1), given), "saboteur"
+    several = PLANNED.log_likelihood(runs.theta[:, None], runs.x, runs.design)
+    assert several.shape == (40, 40) and torch.equal(several.diagonal(), given)
+
+
+def test_gold_of_a_known_number_of_events():
+    runs = run(PLANNED, 2000, design=UniformPrior(Thinned.designs))
+    check_gold(PLANNED, runs).raise_if_failed()
+    assert not check_gold(Recounted(Thinned(), planned), runs).passed
+
+
+def test_posterior_of_a_known_number_of_events():
+    """As many events of one simulator, and zeros that do not count."""
+    runs = run(PLANNED, 1, design=torch.tensor([4.0]), proposal=AT)
+    n, x = int(runs.n_events), runs.x[0]
+    assert n == 2
+    theta = torch.linspace(-0.9, 0.9, 7).double()[:, None]
+    wanted = infer(Shift(), Shift().prior, x[:n], iid=True).log_prob(theta)
+    for x_obs, options in ((x, {"n_events": n}), (x[:n], {})):
+        found = infer(PLANNED, PLANNED.prior, x_obs, design=runs.design[0], **options).log_prob(theta)
+        assert torch.allclose(found, wanted, atol=1e-9)
+    wrong = infer(PLANNED, PLANNED.prior, x, design=runs.design[0], n_events=5).log_prob(theta)
+    assert not torch.allclose(wrong, wanted, atol=1e-2), "saboteur: the padding counts"
+    with pytest.raises(InputError, match="n_events is missing"):
+        infer(PLANNED, PLANNED.prior, x, design=runs.design[0])
+
+
+def test_heads_hear_that_the_number_varies():
+    assert PLANNED.needs_n_events and RANDOM.needs_n_events and not FIXED.needs_n_events
+    assert RatioEstimator.from_data(run(PLANNED, 50, design=UniformPrior(Thinned.designs))).needs_n_events
+
+
+class Wide(Thinned):
+    designs = (*Thinned.designs, Parameter("shots", 1, 4, integer=True), Parameter("angle", -1, 1))
+
+
+class Endless(Thinned):
+    designs = (Parameter("exposure", 1, math.inf),)
+
+
+@pytest.mark.parametrize(
+    ("world", "function", "room"),
+    [
+        (Thinned(), planned, 5),
+        (Thinned(), lambda design: design[:, 0].floor(), 9),
+        (Thinned(), lambda design: 10 - design[:, 0].ceil(), 9),
+        (Thinned(), lambda design: 0 * design[:, 0], 1),
+        (Wide(), lambda design: planned(design) * design[:, 1] + 2 * (design[:, 2].abs() == 1), 22),
+    ],
+)
+def test_room_is_the_largest_number(world, function, room):
+    assert Events(world, function).n_max == room
+
+
+def test_more_events_than_room_is_an_error_not_a_cut():
+    tight = Events(Thinned(), planned, n_max=4)
+    assert tight.n_max == 4
+    for design in (torch.tensor([5.0]), UniformPrior(Thinned.designs)):
+        with pytest.raises(SimulatorError, match="5 events, more than n_max = 4"):
+            run(tight, 100, design=design)
+    with pytest.raises(SimulatorError, match="more than n_max = 4"):
+        tight.log_likelihood(AT, torch.zeros(4, 1), torch.tensor([5.0]))
+
+
+@pytest.mark.parametrize(
+    ("world", "function", "words"),
+    [
+        (Shift(), planned, "simulator 'Shift' has none"),
+        (Thinned(), lambda design: design[:, 0] / 2, "expected whole numbers from 0 up"),
+        (Thinned(), lambda design: -design[:, 0].round(), "expected whole numbers from 0 up"),
+        (Thinned(), lambda design: design.round(), r"shape \(4097, 1\) .* \(4097,\) for design \(4097, 1\)"),
+        (Endless(), planned, "n_max is needed: with 1 designs"),
+    ],
+)
+def test_function_that_counts_nothing_is_refused(world, function, words):
+    with pytest.raises(InputError, match=words):
+        Events(world, function)
+
+
+def test_a_number_that_depends_on_the_design_needs_it():
+    with pytest.raises(InputError, match=r"design is needed: in 'Events\(Thinned\)'"):
+        PLANNED.log_likelihood(AT, torch.zeros(5, 1))
+    with pytest.raises(InputError, match="design is needed"):
+        run(PLANNED, 3)
+    assert Events(Endless(), planned, n_max=5).n_max == 5

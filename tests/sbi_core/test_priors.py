@@ -51,6 +51,19 @@ def test_uniform_prior_reaches_every_whole_number_and_both_ends():
     assert draws(UniformPrior([WHOLE])).unique().tolist() == [-1, 0, 1, 2, 3]
 
 
+def test_uniform_prior_from_the_unit_cube():
+    """Quantiles, axis by axis; a whole number takes an equal share of the unit interval."""
+    prior, unit = (
+        UniformPrior([REAL, WHOLE]),
+        torch.tensor([[0.0, 0.0], [0.25, 0.39], [0.5, 0.41], [1.0, 1.0]]).double(),
+    )
+    assert prior.from_unit(unit).tolist() == [[-2, -1], [0, 0], [2, 1], [6, 3]]
+    assert UniformPrior([REAL]).from_unit(unit[:, :1].clone()).tolist() == [[-2], [0], [2], [6]]
+    many = prior.from_unit(torch.rand(5, 1000, 2, generator=torch.Generator().manual_seed(1)).double())
+    assert many.shape == (5, 1000, 2) and prior.support.check(many).all() and prior.log_prob(many).isfinite().all()
+    assert not prior.support.check(prior.from_unit(unit + 0.3)).all(), "saboteur: not of the unit cube"
+
+
 def test_uniform_prior_is_normalised():
     prior = UniformPrior([REAL, WHOLE])
     theta = torch.tensor([[-2, -1], [6, 3], [0, 0.5], [6.1, 0], [0, 4]])
