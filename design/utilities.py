@@ -11,7 +11,8 @@ from torch.distributions import Distribution
 from sbi_core.design.belief import points
 from sbi_core.design.gain import NONE, Gain
 from sbi_core.design.information import INNER, OUTER, WRONG, resolved
-from sbi_core.design.rollouts import of_runs, reader, roll
+from sbi_core.design.readers import of_runs, reader
+from sbi_core.design.rollouts import roll
 from sbi_core.errors import InputError
 from sbi_core.events import Events
 from sbi_core.inference.frequentist.expected import expected_limits
