@@ -97,6 +97,7 @@ def test_a_design_that_fails_when_looked_at_again_gives_way_to_the_next():
 
     choice = choose(moody)
     assert float(choice.design) == 1 and "not confirmed: RuntimeError: out of nails" in choice.excluded[2]
+    assert choice.gains[2] is None
     assert float(choose(moody, confirm=False).design) == 2
 
 
