@@ -144,6 +144,7 @@ def propose(
             continue
         gain = again(points[best])
         if isinstance(gain, Gain):
+            gains = tuple(None if k in excluded else one for k, one in enumerate(gains))
             said = f"{len(excluded)} of {len(points)} designs are excluded, the first because: "
             flags = (said + excluded[min(excluded)], *gain.flags) if excluded else gain.flags
             return Choice(points[best], gain, axes, points, gains, costs, excluded, seed, flags)

@@ -13,7 +13,8 @@ from sbi_core.design.belief import points
 from sbi_core.design.choice import as_candidates
 from sbi_core.design.gain import Gain
 from sbi_core.design.information import contrastive
-from sbi_core.design.rollouts import joint_reader, of_runs, reader, see
+from sbi_core.design.readers import joint_reader, of_runs, reader
+from sbi_core.design.rollouts import see
 from sbi_core.errors import InputError, MissingGold
 from sbi_core.estimators import Fit, LikelihoodEstimator, RatioEstimator, fit, nle, nre, nre_gold
 from sbi_core.estimators.estimator import Estimator

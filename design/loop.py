@@ -17,7 +17,8 @@ from sbi_core.design.experiment import Experiment, Loop
 from sbi_core.design.information import posterior_gain, resolved
 from sbi_core.design.ledger import Ledger
 from sbi_core.design.nature import Folder, Nature, answer, as_nature
-from sbi_core.design.rollouts import of_runs, reader, see
+from sbi_core.design.readers import of_runs, reader
+from sbi_core.design.rollouts import see
 from sbi_core.errors import InputError, SbiWarning
 from sbi_core.inference import Posterior, infer
 from sbi_core.parameters import names, positions

@@ -1,7 +1,7 @@
 """Experiments rolled out at one design, each seen by every theta of an inner set: the sums that all gains read."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +11,21 @@ from torch.distributions import Distribution
 
 from sbi_core.campaign import simulate
 from sbi_core.design.belief import points
+from sbi_core.design.readers import AT_ONCE, WIDE, Reader, check_same
 from sbi_core.errors import InputError
-from sbi_core.events import Events, RunLikelihood
-from sbi_core.gold import log_joint
-from sbi_core.parameters import Parameter, names
 from sbi_core.priors import check_prior
 from sbi_core.seeding import one_thread
 from sbi_core.simulations import Simulations
-from sbi_core.simulator import LogLikelihood, Simulator
+from sbi_core.simulator import Simulator
 
 BLOCKS = 16
 """Parts of the inner set, whose differences tell what error it brings."""
 
-AT_ONCE, WIDE = 400_000, 64
-"""Numbers that are seen with thetas together; of one event so many at most, as what is wider is embedded before."""
+FOLDS = 8
+"""Parts of the experiments, each of which is controlled with slopes from the others."""
 
 SEVERAL = 8
 """Experiments, all with the same x, at which a design is said to teach nothing."""
-
-Reader = Callable[[Simulations], LogLikelihood]
-"""Rows (m, ...), looked at once: thetas (m or 1, l, D) -> log density of each row at each theta, nats (m, l)."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +85,8 @@ class Rollouts:
             corrected: whether to take off the bias of order 1 / L, as the jackknife knows it (Quenouille, Biometrika 43
                 (1956) 353). Not for bounds, which it would no longer be.
             controlled: whether to take off what the term shares with the posterior means of theta and theta^2, whose
-                average over experiments is known: the belief's own, if f is right (see `balance`). Control variates
-                with slopes from the same experiments, whose bias is of order 1 / M.
+                average over experiments is known: the belief's own, if f is right (see `balance`). Control variates,
+                whose slopes come from other experiments (cross-fitting), so that they bring no bias.
 
         Raises:
             InputError: for a term that is not finite.
@@ -109,10 +104,8 @@ class Rollouts:
         left = torch.where(left.isfinite(), left, each).mean(1)
         value, rest = each.mean(), each - each.mean()
         if controlled and len(each) > 10 * self.before.shape[1]:
-            off = self._off(mean)
-            slope = torch.linalg.lstsq(off - off.mean(0), rest[:, None], driver="gelsd").solution[:, 0]
-            rest = rest - (off - off.mean(0)) @ slope
-            value = value - off.mean(0) @ slope
+            shared, slope = _shared(each, self._off(mean))
+            value, rest = value - shared.mean(), rest - (shared - shared.mean())
             left = left - torch.stack([self._off(part[1], b).mean(0) for b, part in enumerate(parts)]) @ slope
         bias = (blocks - 1) * (left.mean() - value)
         inner = (blocks - 1) * left.var(correction=0)
@@ -237,92 +230,13 @@ def _sums(value: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return log_sum, torch.cat([logs, moments.transpose(0, 1)], 2), (2 * value).logsumexp(2)
 
 
-def reader(estimator: Any) -> Reader:
-    """What an estimator, or a simulator that knows its exact likelihood, says about rows; equal x are seen once."""
-
-    def looked_at(rows: Simulations) -> LogLikelihood:
-        design, count = rows.design, rows.n_events
-        if design is not None:
-            design = (design[:1] if bool((design == design[0]).all()) else design)[:, None]
-        counts = {"n_events": count[:, None]} if count is not None and _counts(estimator) else {}
-        look: LogLikelihood = estimator.observe(rows.x[:, None], design, **counts)
-        return look
-
-    def read(rows: Simulations) -> LogLikelihood:
-        columns = [rows.x.flatten(1), *(c for c in (rows.n_events, rows.design) if c is not None)]
-        seen = torch.cat([column.reshape(len(rows), -1).double() for column in columns], 1)
-        unique, place = torch.unique(seen, dim=0, return_inverse=True)
-        every = once = looked_at(rows)
-        if len(unique) < len(rows):
-            first = torch.full((len(unique),), len(rows)).scatter_reduce(0, place, torch.arange(len(rows)), "amin")
-            once = looked_at(rows[first])
-
-        def look(theta: Tensor) -> Tensor:
-            if len(theta) == 1 and once is not every:
-                return once(theta).expand(len(unique), theta.shape[1])[place].double()
-            return every(theta).expand(len(rows), theta.shape[1]).double()
-
-        return look
-
-    return read
-
-
-def joint_reader(simulator: Simulator) -> Reader:
-    """log p(x, z | theta) of rows with their latents."""
-
-    def read(rows: Simulations) -> LogLikelihood:
-        width = sum(column[0].numel() for column in (rows.x, rows.z) if column is not None)
-        size = max(1, AT_ONCE // max(1, width))
-
-        def look(theta: Tensor) -> Tensor:
-            m, count = len(rows), theta.shape[1]
-            index = torch.arange(m).repeat_interleave(count)
-            flat = theta.expand(m, count, -1).reshape(m * count, -1)
-            value = torch.empty(m * count, dtype=torch.float64)
-            for found, some, part in zip(*(column.split(size) for column in (value, index, flat)), strict=True):
-                found.copy_(log_joint(simulator, rows[some], part))
-            return value.reshape(m, count)
-
-        return look
-
-    return read
-
-
-def check_exact(simulator: Simulator) -> None:
-    """Raise `InputError` unless a simulator knows its likelihood."""
-    if not simulator.is_exact:
-        raise InputError(
-            f"simulator '{simulator.name}' states no exact log_likelihood, and one is needed. Train an estimator for "
-            "posterior_gain and contrastive_bound."
-        )
-
-
-def check_same(what: str, named: Sequence[Parameter], expected: Sequence[Parameter]) -> None:
-    """Raise `InputError` unless axes, if there are any, have the expected names in the same order."""
-    if named and names(named) != names(expected):
-        raise InputError(f"{what} are {names(named)}, those of the simulator {names(expected)}: expected the same.")
-
-
-def _counts(estimator: Any) -> bool:
-    return bool(getattr(estimator, "needs_n_events", False) or getattr(estimator, "counted", False))
-
-
-def of_runs(estimator: Any, simulator: Simulator) -> Any:
-    """The estimator, or what it says about runs if it was trained on single events of them.
-
-    Raises:
-        InputError: unless it is trained or exact, and both speak of the same parameters and designs in the same order.
-    """
-    if isinstance(estimator, Simulator):
-        check_exact(estimator)
-    if not bool(getattr(estimator, "trained", True)):
-        raise InputError(f"{type(estimator).__name__} is not trained; give the estimator of a Fit.")
-    kind = type(estimator).__name__
-    check_same(f"parameters of {kind}", getattr(estimator, "axes", None) or estimator.parameters, simulator.parameters)
-    check_same(f"designs of {kind}", getattr(estimator, "designs", ()), simulator.designs)
-    if not isinstance(simulator, Events) or estimator is simulator:
-        return estimator
-    shape = getattr(estimator, "x_shape", None)
-    whole = isinstance(estimator, Events) or getattr(estimator, "counted", False)
-    whole = whole or (shape is not None and tuple(shape) != simulator.x_event)
-    return estimator if whole else RunLikelihood(simulator, estimator)
+def _shared(each: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+    """What a term (M,) shares with controls (M, C), by slopes from the other folds, (M,); and their mean, (C,)."""
+    shared, slopes = torch.empty_like(each), []
+    fold = torch.arange(len(each)) * FOLDS // len(each)  # pieces in a row are evenly spread
+    for k in range(FOLDS):
+        rest = fold != k
+        columns = torch.cat([torch.ones_like(off[rest, :1]), off[rest]], 1)
+        slopes.append(torch.linalg.lstsq(columns, each[rest, None], driver="gelsd").solution[1:, 0])
+        shared[~rest] = off[~rest] @ slopes[k]
+    return shared, torch.stack(slopes).mean(0)

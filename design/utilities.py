@@ -11,9 +11,10 @@ from torch.distributions import Distribution
 from sbi_core.design.belief import points
 from sbi_core.design.gain import NONE, Gain
 from sbi_core.design.information import INNER, OUTER, WRONG, resolved
-from sbi_core.design.rollouts import of_runs, reader, roll
+from sbi_core.design.readers import of_runs, reader
+from sbi_core.design.rollouts import roll
 from sbi_core.errors import InputError
-from sbi_core.events import Events
+from sbi_core.events import Events, RunLikelihood
 from sbi_core.inference.frequentist.expected import expected_limits
 from sbi_core.parameters import positions
 from sbi_core.simulator import Simulator
@@ -88,7 +89,7 @@ def expected_limit_width(
     parameter's unit; the other parameters are profiled. See `expected_limits`.
 
     Args:
-        estimator: of one event, or an exact simulator.
+        estimator: of one event, also as `RunLikelihood`, or an exact simulator.
         simulator: of one event, or `Events` of a fixed number or a luminosity.
         prior: the belief, event shape (D,).
         design: (K,), or `None`.
@@ -107,8 +108,9 @@ def expected_limit_width(
     (k,) = positions([of], simulator.parameters)
     one, options = simulator, {}
     if isinstance(simulator, Events):
-        one = simulator.simulator
-        options = _run(simulator, design)
+        one, options = simulator.simulator, _run(simulator, design)
+        estimator = estimator.estimator if isinstance(estimator, RunLikelihood) else estimator
+        estimator = one if estimator is simulator else estimator
     drawn = points(prior, 4096, seed, 1)[:, k]
     tail = (1 - level) / 2
     before = float(drawn.quantile(1 - tail) - drawn.quantile(tail))

@@ -1,6 +1,7 @@
 """Which design is chosen, and by what: exact worlds, utilities of one's own, costs, common random numbers."""
 
 import math
+import re
 
 import matplotlib.pyplot as plt
 import pytest
@@ -96,6 +97,7 @@ def test_a_design_that_fails_when_looked_at_again_gives_way_to_the_next():
 
     choice = choose(moody)
     assert float(choice.design) == 1 and "not confirmed: RuntimeError: out of nails" in choice.excluded[2]
+    assert choice.gains[2] is None
     assert float(choose(moody, confirm=False).design) == 2
 
 
@@ -145,7 +147,7 @@ def test_the_chosen_gain_is_estimated_anew():
 
 def test_the_chosen_gain_is_unbiased():
     ends = [40.0, 50.0]
-    choices = [propose(RUNS, RUNS, TOY.prior, ends, seed=seed, n=32, inner=32) for seed in range(32)]
+    choices = [propose(RUNS, RUNS, TOY.prior, ends, seed=seed, n=32, inner=32) for seed in range(64)]
     assert z_of_mean([choice.gain.value for choice in choices], 0.1760) < 4
     assert z_of_mean([choice.values.max() for choice in choices], 0.1760) > 4, "saboteur: the larger of two"
 
@@ -202,7 +204,7 @@ def test_arguments():
 
 def test_a_choice_is_drawn_and_told():
     choice = choose(candidates=[2.0, 0.5, 1.0], **SMALL)
-    assert str(choice).startswith("d = 2: 0.8") and "3 candidates" in str(choice)
+    assert re.match(r"d = 2: 0\.\d+ \+- 0\.\d+ ", str(choice)) and "3 candidates" in str(choice)
     figure, axes = plt.subplots()
     choice.draw(axes)
     assert (

@@ -155,7 +155,7 @@ def killed(folder, place, number, pause=0.0, workers=1):
     arguments = [str(folder), str(workers), place, str(number), str(pause)]
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     with subprocess.Popen(job + arguments, start_new_session=True, env={**os.environ, "PYTHONPATH": path}) as process:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not (folder / f"{place}.here").exists() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.005)
         assert process.poll() is None, "it ended by itself"

@@ -9,7 +9,8 @@ from torch import nn
 from sbi_core import Events, Parameter, UniformPrior, simulate
 from sbi_core.design import rollouts
 from sbi_core.design.belief import points
-from sbi_core.design.rollouts import BLOCKS, experiments, joint_reader, of_runs, reader, roll, see
+from sbi_core.design.readers import joint_reader, of_runs, reader
+from sbi_core.design.rollouts import BLOCKS, experiments, roll, see
 from sbi_core.estimators import RatioEstimator, fit, nre
 from sbi_core.events import RunLikelihood
 from sbi_core.simulators import LinearGaussian

@@ -8,7 +8,8 @@ import torch
 from design_toys import Slope
 
 from sbi_core import Events, InputError
-from sbi_core.design import expected_limit_width, expected_width, propose
+from sbi_core.design import Hidden, expected_limit_width, expected_width, propose, run_loop
+from sbi_core.events import RunLikelihood
 from sbi_core.simulators import AsymmetryToy, LinearGaussian, MuonPairs
 
 TILTED = LinearGaussian(matrix=[[1.0, 0.0], [1.0, 1.0]], latent_std=0.6, noise_std=0.8)
@@ -85,6 +86,17 @@ def test_limits_of_runs_set_by_the_design_or_a_luminosity():
         for size in (0.01, 1.0)
     )
     assert few < many
+
+
+def test_limits_choose_a_design_in_a_loop():
+    runs, given = Events(TOY, 20), {"of": "g", "thetas": 2, "events": 100, "seed": 1}
+    found = run_loop(
+        runs, Hidden(runs, [1.2]), candidates=[46.0, 50.0], utility=expected_limit_width, rounds=1, **given
+    )
+    assert float(found.experiments[0].design) == 50
+    at, run = torch.tensor([50.0]).double(), RunLikelihood(runs, TOY)
+    values = [expected_limit_width(one, runs, TOY.prior, at, **given).value for one in (TOY, runs, run)]
+    assert values[0] == values[1] == values[2]
 
 
 def test_arguments():
