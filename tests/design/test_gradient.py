@@ -106,7 +106,7 @@ def test_slope_of_two_designs():
 
 
 def test_slope_needs_all_terms():
-    found, wrong = (estimate(kind(1, 0.1), [2.5], n=4096, inner=1024, seed=2) for kind in (Gauges, Unnormalised))
+    found, wrong = (estimate(kind(1, 0.1), [2.5], n=16384, inner=4096, seed=2) for kind in (Gauges, Unnormalised))
     exact = Gauges(1, 0.1).slope(2.5)
     assert pull(found, exact) < 4 < pull(wrong, exact), "saboteur: no normaliser"
 
