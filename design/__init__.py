@@ -16,7 +16,6 @@ from sbi_core.design.learning import Learned, learn
 from sbi_core.design.loop import run_loop
 from sbi_core.design.nature import Folder, Hidden
 from sbi_core.design.screens import barber_agakov, fisher_screen
-from sbi_core.design.search import Found, search
 from sbi_core.design.utilities import expected_limit_width, expected_width
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "Choice",
     "Experiment",
     "Folder",
-    "Found",
     "Gain",
     "Hidden",
     "Learned",
@@ -45,5 +43,4 @@ __all__ = [
     "posterior_gain",
     "propose",
     "run_loop",
-    "search",
 ]

@@ -21,8 +21,8 @@ from sbi_core.simulator import Simulator
 BLOCKS = 16
 """Parts of the inner set, whose differences tell what error it brings."""
 
-FOLDS = 8
-"""Parts of the experiments, each of which is controlled with slopes from the others."""
+ENOUGH = 20
+"""Experiments for each control variate, below which its slope is too uncertain."""
 
 SEVERAL = 8
 """Experiments, all with the same x, at which a design is said to teach nothing."""
@@ -85,8 +85,8 @@ class Rollouts:
             corrected: whether to take off the bias of order 1 / L, as the jackknife knows it (Quenouille, Biometrika 43
                 (1956) 353). Not for bounds, which it would no longer be.
             controlled: whether to take off what the term shares with the posterior means of theta and theta^2, whose
-                average over experiments is known: the belief's own, if f is right (see `balance`). Control variates,
-                whose slopes come from other experiments (cross-fitting), so that they bring no bias.
+                average over experiments is known: the belief's own, if f is right (see `balance`). Control variates
+                with slopes from the same experiments, whose bias is of order 1 / M.
 
         Raises:
             InputError: for a term that is not finite.
@@ -103,9 +103,10 @@ class Rollouts:
         left = torch.stack([term(*part) for part in parts])
         left = torch.where(left.isfinite(), left, each).mean(1)
         value, rest = each.mean(), each - each.mean()
-        if controlled and len(each) > 10 * self.before.shape[1]:
-            shared, slope = _shared(each, self._off(mean))
-            value, rest = value - shared.mean(), rest - (shared - shared.mean())
+        if controlled and len(each) >= ENOUGH * self.before.shape[1]:
+            off = self._off(mean)
+            slope = torch.linalg.lstsq(off - off.mean(0), rest[:, None], driver="gelsd").solution[:, 0]
+            value, rest = value - off.mean(0) @ slope, rest - (off - off.mean(0)) @ slope
             left = left - torch.stack([self._off(part[1], b).mean(0) for b, part in enumerate(parts)]) @ slope
         bias = (blocks - 1) * (left.mean() - value)
         inner = (blocks - 1) * left.var(correction=0)
@@ -228,15 +229,3 @@ def _sums(value: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logs = (weight * torch.where(weight > 0, value, 0.0)).sum(2, keepdim=True)
     moments = weight.transpose(0, 1) @ torch.cat([theta, theta**2], 2)
     return log_sum, torch.cat([logs, moments.transpose(0, 1)], 2), (2 * value).logsumexp(2)
-
-
-def _shared(each: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
-    """What a term (M,) shares with controls (M, C), by slopes from the other folds, (M,); and their mean, (C,)."""
-    shared, slopes = torch.empty_like(each), []
-    fold = torch.arange(len(each)) * FOLDS // len(each)  # pieces in a row are evenly spread
-    for k in range(FOLDS):
-        rest = fold != k
-        columns = torch.cat([torch.ones_like(off[rest, :1]), off[rest]], 1)
-        slopes.append(torch.linalg.lstsq(columns, each[rest, None], driver="gelsd").solution[1:, 0])
-        shared[~rest] = off[~rest] @ slopes[k]
-    return shared, torch.stack(slopes).mean(0)
