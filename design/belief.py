@@ -39,7 +39,7 @@ def _from_unit(prior: Distribution):  # type: ignore[no-untyped-def]
     if hasattr(prior, "from_unit") and not prior.batch_shape:
         return prior.from_unit
     if isinstance(prior, MultivariateNormal):
-        return lambda unit: prior.loc + Normal(0.0, 1.0).icdf(unit) @ prior.scale_tril.mT
+        return lambda unit: prior.loc + Normal(0.0, 1.0).icdf(unit) @ prior.scale_tril.mT.to(unit)
     if isinstance(prior, Independent) and prior.base_dist.batch_shape == prior.event_shape:
         try:
             prior.base_dist.icdf(torch.full(prior.event_shape, 0.5, dtype=torch.float64))

@@ -3,16 +3,16 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_core.design.estimates import Rollouts, Term
 from sbi_core.design.gain import LOWER, NONE, UPPER, Gain, bracketed
 from sbi_core.design.readers import check_exact, joint_reader, of_runs, reader
-from sbi_core.design.rollouts import Rollouts, inner_set, roll, see
+from sbi_core.design.rollouts import inner_set, roll, see
 from sbi_core.errors import InputError, MissingGold, SbiWarning
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Simulator
@@ -25,8 +25,6 @@ FEW = 10.0
 
 WRONG = 1e-4
 """p-value of `Rollouts.balance` below which f is called wrong."""
-
-Term = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def posterior_gain(
@@ -46,6 +44,7 @@ def posterior_gain(
     once their regression on the posterior means of theta and theta^2 is taken off, which average to the belief's own
     (if they do not, f is wrong, and a flag says so). The bias of order 1 / L is taken off by the jackknife. Class
     labels are summed over instead of simulated, if f is normalised in x: then no call of the simulator is needed.
+    Labels come as often as f says, everything else as the simulator makes it.
     It is no bound: where f is wrong, it may be on either side (see `contrastive_bound`).
 
     Args:
@@ -65,11 +64,11 @@ def posterior_gain(
     if _sums_labels(estimator, simulator):
         return _over_labels(estimator, simulator, prior, design, inner, seed)
     found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    flags, right = resolved(found), found.balance() > WRONG
-    if not right:
-        flags = (*flags, "EIG: posterior means do not average to the belief's own, so f is wrong somewhere.")
+    flags = resolved(found)
+    if not flags and found.balance() <= WRONG:
+        flags = ("EIG: posterior means do not average to the belief's own, so f is wrong somewhere.",)
     method = "posterior read-out"
-    return _said(_gain(found, _divergence, NONE, method, corrected=True, controlled=right, flags=flags))
+    return _said(_gain(found, _divergence, NONE, method, corrected=True, controlled=not flags, flags=flags))
 
 
 def contrastive_bound(
@@ -88,6 +87,8 @@ def contrastive_bound(
 
     On simulations that f was not trained on it certifies a read-out; with the exact likelihood it is sPCE. Foster et
     al., arXiv:1911.00294, eq. 9, and arXiv:2103.02438, eq. 9; van den Oord et al., arXiv:1807.03748, for a learned f.
+    Their L thetas are independent; here they may be spread evenly, and the bound holds as S = sum_(l>0) e^f_l then
+    varies less: E[(L + 1) e^f_0 / (e^f_0 + S) | x] over theta_0 of the belief, convex in S, is 1 for independent ones.
     Arguments as in `posterior_gain`.
     """
     estimator = of_runs(estimator, simulator)

@@ -1,8 +1,6 @@
-"""Experiments rolled out at one design, each seen by every theta of an inner set: the sums that all gains read."""
+"""Experiments rolled out at one design, and what an estimator says of them at every theta of an inner set."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch.distributions import Distribution
 
 from sbi_core.campaign import simulate
 from sbi_core.design.belief import points
+from sbi_core.design.estimates import Rollouts
 from sbi_core.design.readers import AT_ONCE, WIDE, Reader, check_same
 from sbi_core.errors import InputError
 from sbi_core.priors import check_prior
@@ -21,120 +20,8 @@ from sbi_core.simulator import Simulator
 BLOCKS = 16
 """Parts of the inner set, whose differences tell what error it brings."""
 
-ENOUGH = 20
-"""Experiments for each control variate, below which its slope is too uncertain."""
-
 SEVERAL = 8
 """Experiments, all with the same x, at which a design is said to teach nothing."""
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """M experiments and L thetas, in B blocks, of the same belief.
-
-    Attributes:
-        theta: what made each experiment, (M, D).
-        rows: the experiments.
-        own: log p(x_m | theta_m), nats (M,).
-        log_sum: log of the sum over a block of p(x_m | theta_l), nats (M, B).
-        mean: under weights p(x_m | theta_l) in a block, of log p, theta and theta^2, (M, B, 1 + 2 D).
-        log_square: log of the sum over a block of p^2, nats (M, B).
-        before: mean of theta and theta^2 over a block, (B, 2 D).
-        inner: thetas in all, L.
-        evaluations: log densities evaluated.
-        seconds: wall time.
-    """
-
-    theta: Tensor
-    rows: Simulations
-    own: Tensor
-    log_sum: Tensor
-    mean: Tensor
-    log_square: Tensor
-    before: Tensor
-    inner: int
-    evaluations: int
-    seconds: float
-
-    def without(self, block: int | None = None) -> tuple[Tensor, Tensor, int]:
-        """log sum_l p (M,), posterior mean of log p, theta and theta^2 (M, 1 + 2 D), L; one block left out if asked."""
-        kept = [b for b in range(self.log_sum.shape[1]) if b != block]
-        log_sum = self.log_sum[:, kept]
-        whole = log_sum.logsumexp(1)
-        weight = (log_sum - whole[:, None]).exp()
-        mean = (weight[..., None] * self.mean[:, kept]).nan_to_num().sum(1)
-        return whole, mean, self.inner * len(kept) // self.log_sum.shape[1]
-
-    def estimate(
-        self,
-        term: Callable[[Tensor, Tensor, int], Tensor],
-        *,
-        drawn: bool = True,
-        corrected: bool = False,
-        controlled: bool = False,
-    ) -> tuple[float, float]:
-        """Mean over the experiments of a term, and its standard error, from both sets of thetas.
-
-        The inner set is common to all experiments, so its error does not average out over them: it is found by the
-        jackknife over blocks, and added to that of the mean over experiments. Of evenly spread thetas both are rather
-        too large. An experiment that a single block explains has no jackknife, and is left at its term.
-
-        Args:
-            term: log_sum (M,), mean (M, 1 + 2 D), L -> (M,).
-            drawn: whether the experiments are draws, and not all that there are.
-            corrected: whether to take off the bias of order 1 / L, as the jackknife knows it (Quenouille, Biometrika 43
-                (1956) 353). Not for bounds, which it would no longer be.
-            controlled: whether to take off what the term shares with the posterior means of theta and theta^2, whose
-                average over experiments is known: the belief's own, if f is right (see `balance`). Control variates
-                with slopes from the same experiments, whose bias is of order 1 / M.
-
-        Raises:
-            InputError: for a term that is not finite.
-        """
-        log_sum, mean, inner_size = self.without()
-        each = term(log_sum, mean, inner_size)
-        if not bool(torch.isfinite(each).all()):
-            raise InputError(
-                f"EIG bound: {int((~torch.isfinite(each)).sum())} of {len(each)} terms are not finite. By the log "
-                "density none of the inner thetas could have made these x (raise inner), or not even their own."
-            )
-        blocks = self.log_sum.shape[1]
-        parts = [self.without(b) for b in range(blocks)]
-        left = torch.stack([term(*part) for part in parts])
-        left = torch.where(left.isfinite(), left, each).mean(1)
-        value, rest = each.mean(), each - each.mean()
-        if controlled and len(each) >= ENOUGH * self.before.shape[1]:
-            off = self._off(mean)
-            slope = torch.linalg.lstsq(off - off.mean(0), rest[:, None], driver="gelsd").solution[:, 0]
-            value, rest = value - off.mean(0) @ slope, rest - (off - off.mean(0)) @ slope
-            left = left - torch.stack([self._off(part[1], b).mean(0) for b, part in enumerate(parts)]) @ slope
-        bias = (blocks - 1) * (left.mean() - value)
-        inner = (blocks - 1) * left.var(correction=0)
-        outer = rest.var() / len(each) if drawn else each.new_zeros(())
-        return float(value - bias if corrected else value), float((outer + inner).sqrt())
-
-    def balance(self) -> float:
-        """p-value of "posterior means of theta and theta^2 average to the belief's own": below 1e-4, f is wrong.
-
-        Hotelling's T^2, as chi-squared, with the errors of both sets of thetas.
-        """
-        blocks, off = range(len(self.before)), self._off(self.without()[1])
-        left = torch.stack([self._off(self.without(b)[1], b).mean(0) for b in blocks])
-        scale = off.std(0).clamp(min=1e-300)
-        off, left = off / scale, left / scale
-        inner = (len(blocks) - 1) * torch.cov(left.T, correction=0)
-        spread, mean = torch.atleast_2d(torch.cov(off.T) / len(off) + inner), off.mean(0)
-        statistic = float(mean @ torch.linalg.pinv(spread, rtol=1e-9, hermitian=True) @ mean)
-        return float(torch.special.gammaincc(torch.tensor(off.shape[1] / 2), torch.tensor(statistic / 2)))
-
-    def _off(self, mean: Tensor, block: int | None = None) -> Tensor:
-        """Posterior means of theta and theta^2 less those of the belief, (M, 2 D)."""
-        kept = [b for b in range(len(self.before)) if b != block]
-        return mean[:, 1:] - self.before[kept].mean(0)
-
-    def effective(self) -> float:
-        """How many thetas of the inner set matter to an experiment, in the median: (sum p)^2 / sum p^2."""
-        return float((2 * self.log_sum.logsumexp(1) - self.log_square.logsumexp(1)).exp().median())
 
 
 def roll(

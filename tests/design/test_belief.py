@@ -55,6 +55,7 @@ SPREAD = {
     "lognormal": lambda: Independent(LogNormal(0 * TWO, TWO / 3), 1),
     "exponential": lambda: Independent(Exponential(TWO), 1),
     "correlated": lambda: MultivariateNormal(torch.tensor([1.0, -2.0, 0.0]).double(), COVARIANCE),
+    "correlated, single precision": lambda: MultivariateNormal(torch.zeros(3), COVARIANCE.float()),
     "grid 1": lambda: correlated(1),
     "grid 2": lambda: correlated(2),
     "grid 3": lambda: correlated(3),

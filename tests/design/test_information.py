@@ -291,7 +291,15 @@ def test_ceiling_is_far_below_the_gain():
 
 
 def test_posteriors_that_are_not_resolved_are_flagged():
-    found = posterior_gain(NARROW, NARROW, NARROW.prior, n=64, inner=64)
-    assert "only 1.0 matter to an experiment" in found.flags[0] and found.flags[0].startswith("EIG: of 64 thetas")
-    assert posterior_gain(CLEAR, CLEAR, CLEAR.prior, n=64, inner=64).flags == ()
+    (flag,) = posterior_gain(NARROW, NARROW, NARROW.prior, n=64, inner=64).flags
+    assert "only 1.0 matter to an experiment" in flag and flag.startswith("EIG: of 64 thetas")
+    (flag,) = posterior_gain(NARROW, NARROW, NARROW.prior, n=512, inner=512).flags
+    assert "matter" in flag, "and f is not blamed"
+    assert posterior_gain(CLEAR, CLEAR, CLEAR.prior, n=64, inner=128).flags == ()
     assert "matter" in latent_bound(NARROW, NARROW.prior, n=64, inner=64).flags[0]
+
+
+@pytest.mark.parametrize("name", ["half of it", "a slope", "of x alone"])
+def test_wrong_f_is_told_by_its_posterior_means(name):
+    flags = posterior_gain(Reader(CLEAR, WRONG[name]), CLEAR, CLEAR.prior, n=512, inner=512).flags
+    assert any("f is wrong somewhere" in flag for flag in flags) == (name != "of x alone")

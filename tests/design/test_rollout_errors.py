@@ -13,9 +13,10 @@ from torch.distributions import MultivariateNormal, Normal
 
 from sbi_core import Events, FunctionSimulator, InputError, Parameter, Simulator, UniformPrior
 from sbi_core.design.belief import points
+from sbi_core.design.estimates import Rollouts
 from sbi_core.design.information import contrastive_bound, nested_bound, posterior_gain
 from sbi_core.design.readers import of_runs, reader
-from sbi_core.design.rollouts import Rollouts, experiments, roll, see
+from sbi_core.design.rollouts import experiments, roll, see
 from sbi_core.estimators import RatioEstimator
 from sbi_core.seeding import seeded
 from sbi_core.simulators import LinearGaussian
@@ -40,12 +41,15 @@ def rolled(world, n, inner, seed, *, spread):
 
 @cache
 def estimates(n, inner, spread, seeds=100):
-    """(estimate - truth, stated error, error of the experiments alone) of many seeds, (seeds, 3)."""
+    """Of many seeds (seeds, 6): estimate - truth and stated error, the same with control variates, the error of the
+    experiments alone, and the p-value of the balance.
+    """
     found = []
     for seed in range(seeds):
         one = rolled(WORLD, n, inner, seed, spread=spread)
-        value, error = one.estimate(divergence, corrected=True)
-        found.append([value - GAIN, error, float(divergence(*one.without()).std()) / n**0.5])
+        plain, controlled = (one.estimate(divergence, corrected=True, controlled=asked) for asked in (False, True))
+        outer = float(divergence(*one.without()).std()) / n**0.5
+        found.append([plain[0] - GAIN, plain[1], controlled[0] - GAIN, controlled[1], outer, one.balance()])
     return torch.tensor(found)
 
 
@@ -59,20 +63,47 @@ by_size = pytest.mark.parametrize(("n", "inner"), SIZES)
 
 @by_size
 def test_stated_error_of_draws_is_the_error(n, inner):
-    off, error, _ = estimates(n, inner, False).T
-    assert 0.7 < rms(off / error) < 1.3
+    off, error, controlled, its = estimates(n, inner, False).T[:4]
+    assert 0.7 < rms(off / error) < 1.3 and 0.7 < rms(controlled / its) < 1.3
 
 
 def test_saboteur_error_without_the_common_set():
     """The inner set is the same for all experiments: their spread alone does not know its error."""
-    off, _, outer = estimates(*SIZES[-1], False).T
+    off, _, _, _, outer, _ = estimates(*SIZES[-1], False).T
     assert rms(off / outer) > 1.3
 
 
 @by_size
 def test_stated_error_of_spread_thetas_is_large_enough(n, inner):
-    off, error, _ = estimates(n, inner, True).T
-    assert rms(off / error) < 1.1 and rms(off) < rms(estimates(n, inner, False)[:, 0])
+    off, error, controlled, its = estimates(n, inner, True).T[:4]
+    assert rms(off / error) < 1.1 and rms(controlled / its) < 1.1
+    assert rms(off) < rms(estimates(n, inner, False)[:, 0])
+
+
+def test_control_variates_help_where_thetas_are_many():
+    plain, spread = estimates(*SIZES[0], False), estimates(*SIZES[0], True)
+    assert rms(plain[:, 2]) < 0.5 * rms(plain[:, 0]) and rms(spread[:, 2]) < 0.1 * rms(spread[:, 0])
+    assert (estimates(*SIZES[2], False)[:, 2] == estimates(*SIZES[2], False)[:, 0]).sum() > 70, "and are else given up"
+
+
+@by_size
+def test_balance_is_a_p_value_where_f_is_right(n, inner):
+    """Kolmogorov and Smirnov at 1e-3 for draws; of evenly spread thetas it is too large."""
+    for spread in (False, True):
+        p = estimates(n, inner, spread)[:, 5].sort().values
+        assert (torch.arange(1, 101) / 100 - p).max() < 0.195 and p.min() > 1e-4
+
+
+def test_balance_finds_what_is_wrong():
+    class Half(LinearGaussian):
+        def log_likelihood(self, theta, x, design=None):
+            return 0.5 * super().log_likelihood(theta, x, design)
+
+    found = [
+        roll(reader(kind(1, latent_std=0.5, noise_std=0.5)), WORLD, WORLD.prior, None, n=512, inner=512, seed=1)
+        for kind in (LinearGaussian, Half)
+    ]
+    assert found[1].balance() < 1e-4 < found[0].balance()
 
 
 def test_bias_of_order_one_over_l_is_taken_off():
