@@ -3,6 +3,7 @@
 from sbi_core.design.choice import Choice, propose
 from sbi_core.design.experiment import Experiment, Loop
 from sbi_core.design.gain import Gain, bracketed
+from sbi_core.design.gradient import Ascent, ascend, gain_gradient
 from sbi_core.design.information import (
     bracket,
     contrastive_bound,
@@ -18,6 +19,7 @@ from sbi_core.design.screens import barber_agakov, fisher_screen
 from sbi_core.design.utilities import expected_limit_width, expected_width
 
 __all__ = [
+    "Ascent",
     "Choice",
     "Experiment",
     "Folder",
@@ -25,6 +27,7 @@ __all__ = [
     "Hidden",
     "Learned",
     "Loop",
+    "ascend",
     "barber_agakov",
     "bracket",
     "bracketed",
@@ -32,6 +35,7 @@ __all__ = [
     "expected_limit_width",
     "expected_width",
     "fisher_screen",
+    "gain_gradient",
     "latent_bound",
     "learn",
     "linear_gaussian_gain",

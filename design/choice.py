@@ -144,6 +144,7 @@ def propose(
             continue
         gain = again(points[best])
         if isinstance(gain, Gain):
+            gains = tuple(None if k in excluded else one for k, one in enumerate(gains))
             said = f"{len(excluded)} of {len(points)} designs are excluded, the first because: "
             flags = (said + excluded[min(excluded)], *gain.flags) if excluded else gain.flags
             return Choice(points[best], gain, axes, points, gains, costs, excluded, seed, flags)
@@ -151,12 +152,12 @@ def propose(
     raise InputError(f"all {len(points)} designs are excluded, the first because: {excluded[min(excluded)]}")
 
 
-def as_candidates(candidates: Any, axes: tuple[Parameter, ...]) -> Tensor:
+def as_candidates(candidates: Any, axes: tuple[Parameter, ...], what: str = "candidates") -> Tensor:
     """Designs as they were given, as (C, K), float64."""
     rows = to_column("design", candidates).to(torch.float64)
     rows = rows[:, None] if rows.ndim == 1 and len(axes) == 1 else rows
     if rows.ndim != 2 or rows.shape[1] != len(axes) or not len(rows):
-        raise InputError(f"candidates have shape {tuple(rows.shape)}, expected (C, {len(axes)}) for {names(axes)}.")
+        raise InputError(f"{what} have shape {tuple(rows.shape)}, expected (C, {len(axes)}) for {names(axes)}.")
     return rows
 
 

@@ -13,7 +13,7 @@ from sbi_core.seeding import one_thread
 CONSTANT = 2.0
 """Standard deviation of the normal prior of the constant, in standard deviations of the values."""
 
-LENGTH, HEIGHT = (math.log(0.5), 1.0), (0.0, 1.0)
+LENGTH, HEIGHT = (math.log(0.3), 1.0), (0.0, 1.0)
 """Mean and standard deviation of the normal priors of log length, in ranges, and log height, in spreads of values."""
 
 WITHIN = ((0.01, 10.0), (0.1, 10.0))
@@ -83,7 +83,7 @@ class GaussianProcess:
             return torch.where(failed == 0, nats, -torch.inf)
 
         with one_thread():
-            best = climb(log_posterior, starts[None], Box(ends[:, 0], ends[:, 1]), gain=1e-4).best().theta[0, 0].exp()
+            best = climb(log_posterior, starts[None], Box(ends[:, 0], ends[:, 1]), gain=1e-3).best().theta[0, 0].exp()
         return cls(box, designs, values, errors, best[:-1], float(best[-1] * spread))
 
     def covariance(self, left: Tensor, right: Tensor) -> Tensor:
@@ -93,23 +93,34 @@ class GaussianProcess:
 
     def predict(self, designs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of g at designs (*, K), both (*)."""
-        flat = designs.reshape(-1, designs.shape[-1]).to(torch.float64)
+        mean, sd, _ = self.update(designs.reshape(-1, designs.shape[-1]).to(torch.float64))
+        return mean.reshape(designs.shape[:-1]), sd.reshape(designs.shape[:-1])
+
+    def update(self, designs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (M,) and standard deviation (M,) of g at designs (M, K), and its covariance with g at those seen (M, n).
+
+        The covariance given the values is that with their errors, C (C + E)^-1 E instead of C - C (C + E)^-1 C, which
+        would be a difference of nearly equal numbers.
+        """
         lower, weights = self._solved
-        between = self.covariance(flat, self.designs)
-        known = torch.linalg.solve_triangular(lower, between.mT, upper=False).square().sum(0)
-        variance = (self._constant**2 + self.height**2 - known).clamp(min=0.0)
-        mean = self.values.mean() + between @ weights
-        return mean.reshape(designs.shape[:-1]), variance.sqrt().reshape(designs.shape[:-1])
+        between = self.covariance(designs, self.designs)
+        known = torch.cholesky_solve(between.mT, lower).mT
+        variance = self._constant**2 + self.height**2 - (known * between).sum(1)
+        return self.values.mean() + between @ weights, variance.clamp(min=0.0).sqrt(), known * self._noise
 
     @property
     def _constant(self) -> float:
         return CONSTANT * float(_spread(self.values))
 
+    @property
+    def _noise(self) -> Tensor:
+        """Variances of the values about g, (n,)."""
+        return self.errors**2 + JITTER * self.height**2
+
     @cached_property
     def _solved(self) -> tuple[Tensor, Tensor]:
         """Cholesky factor (n, n) of the values' covariance, and its inverse times their deviations (n,)."""
-        noise = self.errors**2 + JITTER * self.height**2
-        lower = torch.linalg.cholesky(self.covariance(self.designs, self.designs) + torch.diag(noise))
+        lower = torch.linalg.cholesky(self.covariance(self.designs, self.designs) + torch.diag(self._noise))
         return lower, torch.cholesky_solve((self.values - self.values.mean())[:, None], lower)[:, 0]
 
 

@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.campaign import simulate
+from sbi_core.columns import to_column
 from sbi_core.design.belief import points
+from sbi_core.design.choice import as_candidates
 from sbi_core.design.gain import Gain
 from sbi_core.design.information import contrastive
-from sbi_core.design.rollouts import joint_reader, of_runs, reader, see
+from sbi_core.design.readers import joint_reader, of_runs, reader
+from sbi_core.design.rollouts import see
 from sbi_core.errors import InputError, MissingGold
 from sbi_core.estimators import Fit, LikelihoodEstimator, RatioEstimator, fit, nle, nre, nre_gold
 from sbi_core.estimators.estimator import Estimator
@@ -59,7 +62,7 @@ def learn(
     prior: Distribution,
     n: int,
     *,
-    designs: Distribution | Tensor | None = None,
+    designs: Any = None,
     labels: str = "auto",
     seed: int = 0,
     workers: int = 1,
@@ -77,14 +80,14 @@ def learn(
         prior: thetas to train at: the belief, or anything wider, event shape (D,).
         n: simulations.
         designs: density of the design, or one design (K,), or several (C, K), which are dealt out in turn; by default
-            the simulator's own.
+            the simulator's own setting, and the estimator then knows of no other.
         labels: "auto", "hard" or "gold".
         seed: fixes all.
         workers: processes that simulate.
         options: of `fit`.
 
     Raises:
-        InputError: for unknown labels.
+        InputError: for unknown labels, or designs of another width.
         MissingGold: for labels="gold" without gold.
     """
     one = simulator.simulator if isinstance(simulator, Events) else simulator
@@ -92,12 +95,14 @@ def learn(
         raise InputError(f"labels = {labels!r}: expected one of {', '.join(map(repr, LABELS))}.")
     if labels == "gold" and not one.has_gold:
         raise MissingGold(f"labels='gold': simulator '{one.name}' has no log_joint. Use labels='hard'.")
-    if isinstance(designs, Tensor) and designs.ndim == 2:
-        designs = designs[torch.arange(n) % len(designs)]
+    if designs is not None and not isinstance(designs, Distribution):
+        rows = to_column("design", designs)
+        rows = as_candidates(rows[None] if rows.ndim == 1 and len(one.designs) > 1 else rows, one.designs, "designs")
+        designs = rows[torch.arange(n) % len(rows)]
     data = simulate(one, n, proposal=prior, design=designs, seed=seed, workers=workers, progress=False)
-    options = {"seed": seed, "progress": False, "gold_check": False, **options}
+    options = {"seed": seed, "progress": False, **options}
     found = None
-    if labels != "gold" or not one.has_gold:
+    if labels != "gold":
         found = _trained(one, prior, data, "hard", options)
     if found is None or (labels == "auto" and found.excess is not None and found.excess <= HELPS):
         found = _trained(one, prior, data, "gold", options)

@@ -2,33 +2,36 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_core.columns import to_column
 from sbi_core.design.belief import points
-from sbi_core.design.choice import Choice, Cost, Utility, propose
+from sbi_core.design.choice import Cost, Utility, as_candidates, price, propose
 from sbi_core.design.experiment import Experiment, Loop
-from sbi_core.design.gain import Gain
-from sbi_core.design.information import posterior_gain
+from sbi_core.design.information import posterior_gain, resolved
 from sbi_core.design.ledger import Ledger
-from sbi_core.design.nature import Nature, answer, as_nature
-from sbi_core.design.rollouts import of_runs, reader, see
+from sbi_core.design.nature import Folder, Nature, answer, as_nature
+from sbi_core.design.readers import of_runs, reader
+from sbi_core.design.rollouts import see
 from sbi_core.errors import InputError, SbiWarning
 from sbi_core.inference import Posterior, infer
-from sbi_core.parameters import positions
+from sbi_core.parameters import names, positions
 from sbi_core.priors import UniformPrior, describe
-from sbi_core.seeding import fresh_seed, seeded
+from sbi_core.seeding import derived_seed, seeded
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Simulator
 
 READ = 4096
 """Thetas of the belief from which the realised gain is read."""
+
+ROUNDING = 1e-9
+"""How far a sum of costs may exceed what may be spent, as a share."""
 
 POLICIES = ("gain", "random", "grid")
 
@@ -57,7 +60,9 @@ def run_loop(
 
     The posterior is always that of the first prior and all outcomes, so nothing is lost by repeated approximation.
     With a folder, what was chosen and told is kept as it happens: the same call after an interruption goes on with
-    the same next design, repeats no experiment whose outcome was kept, and says so if one had been begun.
+    the same next design, repeats no experiment whose outcome was kept, and says so if one had been begun. It may be
+    carried on with other stopping rules, and with other candidates, utility, cost, options, estimator or nature, which
+    is said; simulator, prior, policy and seed stay.
 
     Args:
         simulator: what is believed about the experiment; `Events` for runs.
@@ -73,11 +78,11 @@ def run_loop(
         cost: of a design; 1 by default.
         width: name of a parameter -> standard deviation to be reached; all must be.
         noise: stop when the best utility is below so many of its standard errors.
-        folder: the ledger's.
+        folder: the ledger's; by default the one where results are dropped, if there is one.
         seed: fixes all decisions; `None` takes that of the ledger, or a fresh one.
         workers: processes that share candidates.
         inference: options of `infer`.
-        options: of the utility.
+        options: of the utility, and of `propose`.
 
     Raises:
         InputError: if a simulator without exact likelihood comes without an estimator, or for another loop's folder.
@@ -88,150 +93,147 @@ def run_loop(
             "prior, n, designs=...).estimator."
         )
     prior = simulator.prior if prior is None else prior
-    ask = as_nature(nature, simulator)
-    picks = _picker(policy, candidates, simulator)
-    ledger, seed = _opened(folder, seed, simulator, prior, policy)
+    width = {} if width is None else width
+    columns = positions(list(width), simulator.parameters) if width else []
+    candidates = None if candidates is None else as_candidates(candidates, simulator.designs)
+    pick = _picker(policy, candidates, simulator)
     known = of_runs(simulator if estimator is None else estimator, simulator)
-    flags: list[str] = []
+    ask = as_nature(nature, simulator)
+    folder = ask.path if folder is None and isinstance(ask, Folder) else folder
+    identity = {
+        "simulator": simulator,
+        "parameters": simulator.parameters,
+        "designs": simulator.designs,
+        "prior": describe(prior),
+        "policy": policy if isinstance(policy, str) else to_column("design", policy).tolist(),
+    }
+    decides = {"candidates": candidates, "utility": utility, "cost": cost, "options": options, "nature": nature}
+    ledger = Ledger(folder, seed, identity, {**decides, "estimator": estimator, "inference": inference})
+    flags = list(ledger.changes())
+    for text in flags:
+        warnings.warn(text, SbiWarning, stacklevel=2)
     done: list[Experiment] = []
     spent, stopped = 0.0, f"all {rounds} rounds are done"
     for number in range(rounds):
-        belief: Distribution = done[-1].posterior if done else prior
-        if width and done and _reached(done[-1].posterior, width):
-            stopped = f"width reached: {', '.join(f'{name} {value:g}' for name, value in width.items())}"
-            break
-        kept, choice = ledger.design(number), None
-        if kept is not None:
-            design, gain = kept[:2]
-        elif policy == "gain":
-            choice = propose(
-                simulator,
-                known,
-                belief,
-                candidates,
-                utility,
-                cost=cost,
-                seed=_stream(seed, number, 0),
-                workers=workers,
-                **options,
-            )
-            design, gain = choice.design, choice.gain
+        belief, choice = done[-1].posterior if done else prior, None
+        for_choice, for_inference = derived_seed(ledger.seed, number, 0), derived_seed(ledger.seed, number, 1)
+        if (kept := ledger.design(number)) is not None:
+            design, gain = kept
+        elif pick is not None:
+            design, gain = pick(number, for_choice), None
         else:
-            design, gain = picks(number, _stream(seed, number, 0)), None
+            given = {"cost": cost, "seed": for_choice, "workers": workers, **options}
+            try:
+                choice = propose(simulator, known, belief, candidates, utility, **given)
+            except InputError as error:
+                if not done:
+                    raise
+                stopped = f"no design is left: {error}"
+                break
+            design, gain = choice.design, choice.gain
         if kept is None:
             ledger.choose(number, design, gain)
-        if gain is not None and gain.value < noise * gain.error:
+        if gain is not None and noise and gain.value < noise * gain.error:
             stopped = f"gain below noise: {gain.value:.3g} +- {gain.error:.2g}"
             break
-        price = 1.0 if cost is None else float(cost(design))
-        if spent + price > spend:
-            stopped = f"budget: {spent:g} of {spend:g} spent, and the next design costs {price:g}"
+        spent += price(cost, design)
+        if spent > spend * (1 + ROUNDING):
+            stopped = f"budget: the next design would bring the costs to {spent:g}, of {spend:g}"
             break
-        outcome = ledger.outcome(number)
-        if outcome is None:
-            outcome = _experiment(ask, design, number, ledger, flags)
+        outcome = ledger.outcome(number) or _experiment(ask, known, design, number, ledger, flags)
         if outcome is None:
             stopped = f"waiting for the outcome of round {number} at design {design.tolist()}"
             break
-        spent += price
-        done.append(
-            _learned(done, design, outcome, gain, choice, known, prior, belief, _stream(seed, number, 1), inference)
-        )
+        posterior = _inferred(known, prior, done, design, outcome, for_inference, inference)
+        realised, coarse = _realised(known, belief, design, outcome, posterior, for_inference)
+        flags += [f"round {number}, realised gain: {text}" for text in coarse]
+        done.append(Experiment(design, *outcome, gain, realised, posterior, choice))
+        if width and all(float(posterior.stddev[k]) <= width[posterior.parameters[k].name] for k in columns):
+            stopped = f"width reached: {', '.join(f'{name} {value:g}' for name, value in width.items())}"
+            break
     return Loop(tuple(done), prior, stopped, tuple(flags))
 
 
 def _experiment(
-    ask: Nature, design: Tensor, number: int, ledger: Ledger, flags: list[str]
+    ask: Nature, estimator: Any, design: Tensor, number: int, ledger: Ledger, flags: list[str]
 ) -> tuple[Tensor, Tensor | None] | None:
     """Run the experiment of a round and keep its outcome at once; one that was begun before is said to be run again."""
-    if ledger.begun(number) and not getattr(ask, "repeatable", False):
+    once = not getattr(ask, "repeatable", False)
+    if once and ledger.begun(number):
         text = f"round {number} had been begun when the loop was interrupted, and is run again at {design.tolist()}."
         flags.append(text)
         warnings.warn(text, SbiWarning, stacklevel=3)
-    ledger.begin(number)
+    elif once:
+        ledger.begin(number)
     found = ask(design, number)
     if found is None:
+        ledger.put_off(number)
         return None
-    x, count = answer(found)
+    x, count = answer(found, estimator, number)
     ledger.tell(number, x, count)
     return x, count
 
 
-def _learned(
+def _inferred(
+    estimator: Any,
+    prior: Distribution,
     done: list[Experiment],
     design: Tensor,
     outcome: tuple[Tensor, Tensor | None],
-    gain: Gain | None,
-    choice: Choice | None,
-    estimator: Any,
-    prior: Distribution,
-    belief: Distribution,
     seed: int,
     inference: Mapping[str, Any] | None,
-) -> Experiment:
-    """The posterior of all outcomes, and what the last one taught."""
+) -> Posterior:
+    """The posterior of all outcomes."""
     x, count = outcome
     every = torch.stack([*(one.x_obs for one in done), x])
     at = torch.stack([*(one.design for one in done), design])
-    counts = None
-    if count is not None and getattr(estimator, "needs_n_events", False):
-        counts = torch.stack([*(one.n_events for one in done if one.n_events is not None), count])
-    posterior = infer(estimator, prior, every, design=at, n_events=counts, iid=True, seed=seed, **(inference or {}))
-    row = Simulations(
-        points(belief, 1, seed),
-        x[None],
-        Info(posterior.parameters),
-        design=design[None],
-        n_events=None if count is None else count[None],
-    )
-    seen = see(reader(estimator), row, points(belief, READ, seed, 1))
+    before = [one.n_events for one in done if one.n_events is not None]
+    counts = None if count is None else torch.stack([*before, count])
+    options = {"iid": True, "seed": seed, **(inference or {})}
+    return infer(estimator, prior, every, design=at, n_events=counts, **options)
+
+
+def _realised(
+    estimator: Any,
+    belief: Distribution,
+    design: Tensor,
+    outcome: tuple[Tensor, Tensor | None],
+    posterior: Posterior,
+    seed: int,
+) -> tuple[float, tuple[str, ...]]:
+    """KL(posterior || belief) in nats from `READ` thetas of the belief, and a flag if they are too few."""
+    x, count = outcome
+    some = points(belief, READ, seed)
+    counts = None if count is None else count[None]
+    row = Simulations(some[:1], x[None], Info(posterior.parameters), design=design[None], n_events=counts)
+    seen = see(reader(estimator), row, some)
     log_sum, mean, inner = seen.without()
-    realised = float(mean[0, 0] - log_sum[0]) + math.log(inner)
-    return Experiment(design, x, count, gain, realised, posterior, choice)
+    return float(mean[0, 0] - log_sum[0]) + math.log(inner), resolved(seen)
 
 
-def _reached(posterior: Posterior, width: Mapping[str, float]) -> bool:
-    columns = positions(list(width), posterior.parameters)
-    return all(float(posterior.stddev[k]) <= value for k, value in zip(columns, width.values(), strict=True))
+def _picker(policy: Any, candidates: Tensor | None, simulator: Simulator) -> Callable[[int, int], Tensor] | None:
+    """What chooses designs without looking at gains: (round, seed) -> design (K,); `None` for policy "gain".
 
-
-def _picker(policy: Any, candidates: Any, simulator: Simulator) -> Any:
-    """What chooses designs without looking at gains: (round, seed) -> design (K,)."""
-    box = UniformPrior(simulator.designs)
-    rows = None if candidates is None else torch.as_tensor(candidates, dtype=torch.float64).reshape(-1, len(box.low))
-    if isinstance(policy, str) and policy not in POLICIES:
+    Raises:
+        InputError: for an unknown policy, or a design of another length.
+    """
+    axes = simulator.designs
+    if not axes:
+        raise InputError(f"run_loop: simulator '{simulator.name}' has no designs to choose from.")
+    if not isinstance(policy, str):
+        fixed = to_column("design", policy).reshape(-1)
+        if len(fixed) != len(axes):
+            raise InputError(f"policy = {fixed.tolist()}: expected a design ({len(axes)},) for {names(axes)}.")
+        return lambda number, seed: fixed
+    if policy not in POLICIES:
         raise InputError(f"policy = {policy!r}: expected one of {', '.join(map(repr, POLICIES))}, or a design.")
-    if policy == "grid" and rows is None:
-        raise InputError("policy='grid' needs candidates.")
+    if policy == "grid" and candidates is None:
+        raise InputError("policy = 'grid' needs candidates=..., the designs to be taken in turn.")
 
     def pick(number: int, seed: int) -> Tensor:
-        if not isinstance(policy, str):
-            return torch.as_tensor(policy, dtype=torch.float64).reshape(len(box.low))
-        if policy == "grid":
-            return rows[number % len(rows)]
         with seeded(seed):
-            return box.sample() if rows is None else rows[int(torch.randint(len(rows), ()))]
+            if candidates is None:
+                return UniformPrior(axes).sample()
+            return candidates[number % len(candidates) if policy == "grid" else int(torch.randint(len(candidates), ()))]
 
-    return pick
-
-
-def _opened(
-    folder: str | Path | None, seed: int | None, simulator: Simulator, prior: Distribution, policy: Any
-) -> tuple[Ledger, int]:
-    if seed is None and folder is not None and (Path(folder) / "loop.json").exists():
-        import json
-
-        seed = int(json.loads((Path(folder) / "loop.json").read_text())["seed"])
-    seed = fresh_seed() if seed is None else seed
-    identity = {
-        "seed": seed,
-        "simulator": {"name": simulator.name, "version": simulator.version, **simulator.settings},
-        "prior": describe(prior),
-        "policy": policy if isinstance(policy, str) else [float(v) for v in torch.as_tensor(policy).flatten()],
-    }
-    return Ledger(folder, identity), seed
-
-
-def _stream(seed: int, number: int, use: int) -> int:
-    """A seed of its own for each use in each round."""
-    return int(np.random.SeedSequence(seed, spawn_key=(number, use)).generate_state(1)[0])
+    return None if policy == "gain" else pick

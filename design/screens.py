@@ -10,7 +10,8 @@ from torch.distributions import Distribution
 
 from sbi_core.design.belief import points
 from sbi_core.design.gain import LOWER, NONE, Gain
-from sbi_core.design.rollouts import experiments, of_runs
+from sbi_core.design.readers import of_runs
+from sbi_core.design.rollouts import experiments
 from sbi_core.errors import InputError
 from sbi_core.gold import joint_score
 from sbi_core.simulations import Simulations

@@ -27,7 +27,7 @@ NEARER = (0.1, 0.03, 0.01, 0.003)
 """Share of the ranges, to each side, that the latter fill."""
 
 LEAST = 1e-5
-"""A rise that is not worth an evaluation, in heights of the Gaussian process."""
+"""A promise that is none, of a function without errors, in heights of the Gaussian process."""
 
 BUDGET, NOTHING, ENOUGH = "budget", "nothing to gain", "enough"
 
@@ -44,7 +44,8 @@ class Found:
         excluded: designs that have none, and why.
         process: the Gaussian process given all values.
         best: row of the recommended design: of those evaluated, the one with the highest posterior mean.
-        ended: "budget"; "nothing to gain" if no design promised any rise; "enough" if it promised less than asked for.
+        ended: "budget"; "enough" if no design promised what was asked for; "nothing to gain" if none promised anything
+            of a function without errors.
     """
 
     axes: tuple[Parameter, ...]
@@ -93,24 +94,26 @@ def search(
 ) -> Found:
     """Look for the design with the highest value, few of which can be afforded and all of which have errors.
 
-    After a start all over the ranges each design is the one with the highest expected improvement of the posterior
-    mean, by its evaluation, over the best posterior mean m of designs seen so far,
+    After a start all over the ranges each design is the one whose evaluation promises most for the recommendation. An
+    evaluation at d moves the posterior mean m_j of each design j, be it one of those seen or d itself, by sigma_j Z,
+    Z ~ N(0, 1); with b the best design seen so far it promises
 
-        E[(m' - m)^+],    m' ~ N(mean, s'),    s' = s^2 / sqrt(s^2 + e^2),
+        max_j E[(m_j - m_b + (sigma_j - sigma_b) Z)^+],    sigma_j = cov(g(d), g(j)) / sqrt(var g(d) + e^2),
 
-    where s is the posterior standard deviation of the function and e the median error. With e = 0 it is the expected
-    improvement of Jones, Schonlau & Welch, J. Global Optim. 13 (1998) 455; with errors it asks how far the mean will
-    move rather than how high the function may be (Frazier, Powell & Dayanik, INFORMS J. Comput. 21 (2009) 599), so that
-    designs are evaluated again where that teaches most. Where the function failed, the Gaussian process sees nothing;
-    instead the improvement is multiplied by the share of designs nearby that did not, with weights distance^-4.
+    the largest term of the knowledge gradient (Frazier, Powell & Dayanik, INFORMS J. Comput. 21 (2009) 599; Scott,
+    Frazier & Powell, SIAM J. Optim. 21 (2011) 996), e the median error. Designs are evaluated again where that may
+    change the choice; with e = 0 it is the expected improvement of Jones, Schonlau & Welch, J. Global Optim. 13 (1998)
+    455. Where the function failed, the Gaussian process sees nothing; the promise is multiplied by the share of designs
+    nearby that did not fail, with weights distance^-4.
 
     Args:
         function: raises an error or returns NaN for a design that cannot be; other designs are then tried.
         designs: K axes with finite ranges; those of whole numbers get whole numbers.
         budget: how often the function is called.
-        start: designs to begin with, (S, K), or how many of a Sobol sequence, by default about 2 (K + 1).
+        start: designs to begin with, (S, K), or how many of a Sobol sequence, by default 8 up to K = 3,
+            and about 2 K beyond.
         seed: fixes the designs.
-        enough: ends the search early, when the expected improvement is below this many median errors.
+        enough: ends the search early, when the best evaluation promises less than this many median errors.
 
     Raises:
         InputError: if fewer than two designs have a value.
@@ -120,6 +123,8 @@ def search(
         >>> round(float(found.design[0]), 1), found.ended
         (2.0, 'budget')
     """
+    if not designs:
+        raise InputError("designs is empty: expected at least one Parameter, such as those of simulator.designs.")
     prior = UniformPrior(designs)
     first, begin = _first(prior, budget, start, seed)
     seen: list[Tensor] = []
@@ -131,8 +136,9 @@ def search(
         if call >= begin and len(seen) > 1:
             process = _process(prior, seen, results)
             design, rise = _next(process, prior, list(excluded), seed, call)
-            if rise < LEAST * process.height or rise < enough * float(process.errors.median()):
-                ended = NOTHING if rise < LEAST * process.height else ENOUGH
+            exact = not bool(process.errors.any())
+            if (exact and rise < LEAST * process.height) or rise < enough * float(process.errors.median()):
+                ended = NOTHING if exact else ENOUGH
                 break
         result, reason = _evaluate(function, design)
         if reason:
@@ -143,8 +149,8 @@ def search(
     if len(seen) < 2:
         why = next((f"; at {list(at)} {reason}" for at, reason in excluded.items()), "")
         raise InputError(
-            f"function has a value at {len(seen)} of {budget} designs, expected at least 2{why}. Give start=... designs "
-            "that can be, or a larger budget."
+            f"function has a value at {len(seen)} of {budget} designs, expected at least 2{why}. Give start=... "
+            "designs that can be, or a larger budget."
         )
     process = _process(prior, seen, results)
     best = int(process.predict(process.designs)[0].argmax())
@@ -157,7 +163,7 @@ def _first(prior: UniformPrior, budget: int, start: Any, seed: int) -> tuple[Ten
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 2:
         raise InputError(f"budget = {budget!r}: expected a whole number of evaluations, at least 2.")
     if start is None or isinstance(start, int):
-        begin = 2 ** math.ceil(math.log2(2 * dims + 2)) if start is None else start
+        begin = max(8, 2 ** math.ceil(math.log2(2 * dims + 2))) if start is None else start
         if begin < 1:
             raise InputError(f"start = {begin}: expected at least 1 design.")
         return points(prior, budget, seed), begin
@@ -174,8 +180,8 @@ def _evaluate(function: Function, design: Tensor) -> tuple[tuple[float, float], 
     """Value and error at a design (K,), or why there is none."""
     try:
         result = function(design.clone())
-    except (SbiError, ValueError, ArithmeticError, RuntimeError) as error:
-        return (math.nan, math.nan), f"{type(error).__name__}: {error}"
+    except (SbiError, ValueError, ArithmeticError, RuntimeError) as failure:
+        return (math.nan, math.nan), f"{type(failure).__name__}: {failure}"
     try:
         value, error = map(float, (result.value, result.error) if isinstance(result, Gain) else result)
     except (TypeError, ValueError):
@@ -195,14 +201,17 @@ def _next(
     process: GaussianProcess, prior: UniformPrior, excluded: list[tuple[float, ...]], seed: int, call: int
 ) -> tuple[Tensor, float]:
     """The design (K,) that promises the highest rise of the best posterior mean, and this rise in the values' unit."""
-    means = process.predict(process.designs)[0]
+    means, _ = process.predict(process.designs)
+    best = int(means.argmax())
     noise = process.errors.square().median() + JITTER * process.height**2
     failed = torch.tensor(excluded, dtype=torch.float64).reshape(-1, len(prior.low))
 
     def log_rise(designs: Tensor) -> Tensor:
-        mean, sd = process.predict(designs)
-        moves = sd.square() / (sd.square() + noise).sqrt()
-        return _log_improvement(mean - means.max(), moves) + _log_share(process, designs, failed)
+        mean, sd, covariance = process.update(designs)
+        ahead = torch.cat([mean[:, None], means.expand(len(designs), -1)], 1) - means[best]
+        moves = torch.cat([sd[:, None] ** 2, covariance], 1) / (sd[:, None] ** 2 + noise).sqrt()
+        moves = (moves - moves[:, best + 1, None]).abs()
+        return _log_improvement(ahead, moves).amax(1) + _log_share(process, designs, failed)
 
     low, width, integer = prior.low, prior.high - prior.low, prior.integer
     designs = points(prior, WIDE, seed, call + 1)
@@ -213,7 +222,7 @@ def _next(
         return torch.where(integer, low + (moved - low).round(), moved).clamp(low, prior.high)
 
     with one_thread():
-        designs = torch.cat([designs, *(near(process.designs[means.argmax()], share) for share in NEARER)])
+        designs = torch.cat([designs, *(near(process.designs[best], share) for share in NEARER)])
         for share in NEARER:
             top = designs[log_rise(designs).argmax()]
             designs = torch.cat([top[None], near(top, share)])

@@ -53,8 +53,9 @@ def summary(found):
 
 
 if __name__ == "__main__":
-    started = time.monotonic()
-    found = loops(int(sys.argv[1]))
-    for name, value in summary(found).items():
-        print(f"{name}: {value}")
-    print(f"seconds: {time.monotonic() - started:.0f}")
+    started, found = time.monotonic(), []
+    for first in range(0, int(sys.argv[1]), 20):
+        found += loops(20, first=first)
+        print(f"\n{len(found)} thetas, {time.monotonic() - started:.0f} seconds", flush=True)
+        for name, value in summary(found).items():
+            print(f"{name}: {value}", flush=True)

@@ -1,6 +1,7 @@
 """Which design is chosen, and by what: exact worlds, utilities of one's own, costs, common random numbers."""
 
 import math
+import re
 
 import matplotlib.pyplot as plt
 import pytest
@@ -96,6 +97,7 @@ def test_a_design_that_fails_when_looked_at_again_gives_way_to_the_next():
 
     choice = choose(moody)
     assert float(choice.design) == 1 and "not confirmed: RuntimeError: out of nails" in choice.excluded[2]
+    assert choice.gains[2] is None
     assert float(choose(moody, confirm=False).design) == 2
 
 
@@ -130,22 +132,22 @@ def test_x_that_is_always_the_same_teaches_nothing():
 
 
 def test_the_chosen_gain_is_estimated_anew():
-    """Noise that is another at each design: the largest of ten is 1.54 standard deviations too large."""
+    """Noise that is another at each design: the largest of five is 1.163 standard deviations too large."""
 
     def noisy(estimator, simulator, prior, design, *, seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((seed, float(design))) % 2**31)
             return float(torch.randn(())), 1.0
 
-    choices = [choose(noisy, torch.linspace(0, 2, 10), seed=seed) for seed in range(200)]
+    choices = [choose(noisy, torch.linspace(0, 2, 5), seed=seed) for seed in range(80)]
     assert z_of_mean([choice.gain.value for choice in choices]) < 4
-    assert z_of_mean([choice.values.max() for choice in choices], 1.54) < 4, "the curve itself"
+    assert z_of_mean([choice.values.max() for choice in choices], 1.163) < 4, "the curve itself"
     assert z_of_mean([choice.values.max() for choice in choices]) > 4, "saboteur"
 
 
 def test_the_chosen_gain_is_unbiased():
     ends = [40.0, 50.0]
-    choices = [propose(RUNS, RUNS, TOY.prior, ends, seed=seed, n=48, inner=64) for seed in range(40)]
+    choices = [propose(RUNS, RUNS, TOY.prior, ends, seed=seed, n=32, inner=32) for seed in range(64)]
     assert z_of_mean([choice.gain.value for choice in choices], 0.1760) < 4
     assert z_of_mean([choice.values.max() for choice in choices], 0.1760) > 4, "saboteur: the larger of two"
 
@@ -154,8 +156,8 @@ def test_common_random_numbers_make_neighbours_comparable():
     def gain(d, seed):
         return posterior_gain(WORLD, WORLD, WORLD.prior, torch.tensor([d]).double(), seed=seed, **SMALL).value
 
-    together = torch.tensor([gain(1.1, seed) - gain(1.0, seed) for seed in range(30)])
-    apart = torch.tensor([gain(1.1, seed) - gain(1.0, seed + 1000) for seed in range(30)])
+    together = torch.tensor([gain(1.1, seed) - gain(1.0, seed) for seed in range(12)])
+    apart = torch.tensor([gain(1.1, seed) - gain(1.0, seed + 1000) for seed in range(12)])
     assert z_of_mean(together, slope_gain(1.1) - slope_gain(1.0)) < 4
     assert together.std() < 0.3 * apart.std()
 
@@ -166,7 +168,7 @@ def test_two_processes_choose_the_same_bits():
     def drawn(estimator, simulator, prior, design, *, seed, n):
         """A closure that draws from torch's global state and sums many numbers."""
         return float(posterior_gain(estimator, simulator, prior, design, n=n, inner=64, seed=seed).value) + (
-            shift * float(torch.rand(100_000).sum()) / 1e6
+            shift * float(torch.rand(50_000).sum()) / 1e6
         )
 
     one, two, other = (
@@ -202,7 +204,7 @@ def test_arguments():
 
 def test_a_choice_is_drawn_and_told():
     choice = choose(candidates=[2.0, 0.5, 1.0], **SMALL)
-    assert str(choice).startswith("d = 2: 0.8") and "3 candidates" in str(choice)
+    assert re.match(r"d = 2: 0\.\d+ \+- 0\.\d+ ", str(choice)) and "3 candidates" in str(choice)
     figure, axes = plt.subplots()
     choice.draw(axes)
     assert (

@@ -38,9 +38,9 @@ def test_the_posterior_is_that_of_all_outcomes():
 
 
 def test_the_same_seed_gives_the_same_bits():
-    assert outcome_of(loop()) == outcome_of(loop())
-    assert outcome_of(loop(seed=2)) != outcome_of(loop())
-    assert outcome_of(loop(seed=None)) != outcome_of(loop(seed=None))
+    first = outcome_of(loop(rounds=2))
+    assert outcome_of(loop(rounds=2)) == first
+    assert all(outcome_of(loop(rounds=2, seed=seed)) != first for seed in (2, None, None))
 
 
 def thetas_told(thetas):
@@ -56,13 +56,13 @@ def thetas_told(thetas):
 def test_what_is_predicted_is_realised_on_average():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        thetas = torch.randn(40, 1).double()
+        thetas = torch.randn(30, 1).double()
     pairs = thetas_told(thetas)
     assert z_of_mean([one - other for one, other in pairs]) < 4
     assert z_of_mean([other for _, other in pairs], slope_gain(1.5)) < 4
     value, error = ratio(pairs)
     assert abs(value - 1) < 4 * error < 0.8
-    value, error = ratio(thetas_told(2.5 * thetas[:20].abs()))
+    value, error = ratio(thetas_told(2.5 * thetas[:15].abs()))
     assert abs(value - 1) > 4 * error, "saboteur: thetas that are not drawn from the prior"
 
 
@@ -80,10 +80,10 @@ def designs(found):
 
 
 def test_policies_that_do_not_ask():
-    drawn = designs(loop(policy="random", rounds=20))
+    drawn = designs(loop(policy="random", rounds=10))
     assert set(drawn) == set(THREE) and drawn[:4] != designs(loop(policy="random", rounds=4, seed=3))
-    box = torch.tensor(designs(loop(policy="random", candidates=None, rounds=20)))
-    assert len(box.unique()) == 20 and float(box.min()) < 0.5 < 1.5 < float(box.max()) < 2
+    box = torch.tensor(designs(loop(policy="random", candidates=None, rounds=10)))
+    assert len(box.unique()) == 10 and float(box.min()) < 0.5 < 1.5 < float(box.max()) < 2
     assert designs(loop(policy="grid", rounds=5)) == [0.5, 1.0, 1.5, 0.5, 1.0]
     fixed = loop(policy=[0.75], candidates=None)
     assert designs(fixed) == [0.75] * 3
