@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_core.design.estimates import Rollouts, Term
 from sbi_core.design.gain import LOWER, NONE, UPPER, Gain, bracketed
 from sbi_core.design.readers import check_exact, joint_reader, of_runs, reader
-from sbi_core.design.rollouts import Rollouts, Term, inner_set, roll, see
+from sbi_core.design.rollouts import inner_set, roll, see
 from sbi_core.errors import InputError, MissingGold, SbiWarning
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Simulator

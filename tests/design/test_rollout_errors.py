@@ -13,9 +13,10 @@ from torch.distributions import MultivariateNormal, Normal
 
 from sbi_core import Events, FunctionSimulator, InputError, Parameter, Simulator, UniformPrior
 from sbi_core.design.belief import points
+from sbi_core.design.estimates import Rollouts
 from sbi_core.design.information import contrastive_bound, nested_bound, posterior_gain
 from sbi_core.design.readers import of_runs, reader
-from sbi_core.design.rollouts import Rollouts, experiments, roll, see
+from sbi_core.design.rollouts import experiments, roll, see
 from sbi_core.estimators import RatioEstimator
 from sbi_core.seeding import seeded
 from sbi_core.simulators import LinearGaussian
