@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -81,19 +82,17 @@ class Rollouts:
         Raises:
             InputError: for a term that is not finite.
         """
-        parts = [self.without(block) for block in (None, *range(len(self.before)))]
-        each = term(*parts[0])
+        each = term(*self._parts[0])
         if bad := int((~torch.isfinite(each)).sum()):
             raise InputError(
                 f"EIG bound: {bad} of {len(each)} terms are not finite. By the log density none of the inner thetas "
                 "could have made these x (raise inner), or not even their own."
             )
-        left = [torch.where(value.isfinite(), value, each) for value in (term(*part) for part in parts[1:])]
+        left = [torch.where(value.isfinite(), value, each) for value in (term(*part) for part in self._parts[1:])]
         plain = _jackknifed([(value, None) for value in (each, *left)], drawn, corrected)
         if not controlled or len(each) <= ENOUGH * self.before.shape[1]:
             return plain
-        off = [self._off(part[1], block) for block, part in zip((None, *range(len(left))), parts, strict=True)]
-        better = _jackknifed(list(zip((each, *left), off, strict=True)), drawn, corrected)
+        better = _jackknifed(list(zip((each, *left), self._off, strict=True)), drawn, corrected)
         return plain if plain[1] < WORSE * better[1] else better
 
     def balance(self) -> float:
@@ -101,19 +100,24 @@ class Rollouts:
 
         Hotelling's T^2, as chi-squared, with the errors of both sets of thetas.
         """
-        blocks, off = range(len(self.before)), self._off(self.without()[1])
-        left = torch.stack([self._off(self.without(b)[1], b).mean(0) for b in blocks])
+        off, left = self._off[0], torch.stack([part.mean(0) for part in self._off[1:]])
         scale = off.std(0).clamp(min=1e-300)
         off, left = off / scale, left / scale
-        inner = (len(blocks) - 1) * torch.cov(left.T, correction=0)
+        inner = (len(left) - 1) * torch.cov(left.T, correction=0)
         spread, mean = torch.atleast_2d(torch.cov(off.T) / len(off) + inner), off.mean(0)
         statistic = float(mean @ torch.linalg.pinv(spread, rtol=1e-9, hermitian=True) @ mean)
         return float(torch.special.gammaincc(torch.tensor(off.shape[1] / 2), torch.tensor(statistic / 2)))
 
-    def _off(self, mean: Tensor, block: int | None = None) -> Tensor:
-        """Posterior means of theta and theta^2 less those of the belief, (M, 2 D)."""
-        kept = [b for b in range(len(self.before)) if b != block]
-        return mean[:, 1:] - self.before[kept].mean(0)
+    @cached_property
+    def _parts(self) -> list[tuple[Tensor, Tensor, int]]:
+        """`without` no block, and each."""
+        return [self.without(block) for block in (None, *range(len(self.before)))]
+
+    @cached_property
+    def _off(self) -> list[Tensor]:
+        """Posterior means of theta and theta^2 less those of the belief, (M, 2 D), without no block, and each."""
+        before = [self.before.mean(0), *((self.before.sum(0) - self.before) / (len(self.before) - 1))]
+        return [part[1][:, 1:] - mean for part, mean in zip(self._parts, before, strict=True)]
 
     def effective(self) -> float:
         """How many thetas of the inner set matter to an experiment, in the harmonic mean: (sum p)^2 / sum p^2.

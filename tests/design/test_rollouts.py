@@ -7,7 +7,7 @@ from known_gains import BOARD, EPIDEMIC, TOY, WIDE
 from torch import nn
 
 from sbi_core import Events, Parameter, UniformPrior, simulate
-from sbi_core.design import rollouts
+from sbi_core.design import readers, rollouts
 from sbi_core.design.belief import points
 from sbi_core.design.readers import joint_reader, of_runs, reader
 from sbi_core.design.rollouts import BLOCKS, experiments, roll, see
@@ -172,7 +172,8 @@ def test_designs_of_their_own_are_kept_apart():
 )
 def test_parts_change_nothing(monkeypatch, world, design, read, at_once):
     whole = seen(world, design, 12, 32, read=read)
-    monkeypatch.setattr(rollouts, "AT_ONCE", at_once)
+    for module in (rollouts, readers):
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
     parts = seen(world, design, 12, 32, read=read)
     assert same(whole, parts, 1e-9) and not same(whole, seen(world, design, 12, 32, 4, read=read), 1e-3)
 
