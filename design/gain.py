@@ -1,7 +1,6 @@
 """What an experiment would teach, as one record for every way of estimating it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sbi_core.errors import InputError
@@ -74,8 +73,3 @@ def bracketed(lower: Gain, upper: Gain) -> tuple[Gain, Gain]:
         f"{upper.value:.3g} +- {upper.error:.2g}."
     )
     return replace(lower, flags=(*lower.flags, text)), replace(upper, flags=(*upper.flags, text))
-
-
-def total(gains: Sequence[Gain]) -> tuple[int, int, float]:
-    """Simulations, evaluations and seconds that several estimates took together."""
-    return sum(g.simulations for g in gains), sum(g.evaluations for g in gains), sum(g.seconds for g in gains)

@@ -64,10 +64,7 @@ def posterior_gain(
     if _sums_labels(estimator, simulator):
         return _over_labels(estimator, simulator, prior, design, inner, seed)
     found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
-    flags = resolved(found)
-    if not flags and found.balance() <= WRONG:
-        flags = ("EIG: posterior means do not average to the belief's own, so f is wrong somewhere.",)
-    method = "posterior read-out"
+    flags, method = doubts(found), "posterior read-out"
     return _said(_gain(found, _divergence, NONE, method, corrected=True, controlled=not flags, flags=flags))
 
 
@@ -231,6 +228,14 @@ def resolved(found: Rollouts) -> tuple[str, ...]:
     if matter >= FEW:
         return ()
     return (f"EIG: of {found.inner} thetas only {matter:.1f} matter to an experiment. Raise inner.",)
+
+
+def doubts(found: Rollouts) -> tuple[str, ...]:
+    """Flags of a read-out: an inner set that is too coarse, or else an f whose posteriors do not balance."""
+    flags = resolved(found)
+    if flags or found.balance() > WRONG:
+        return flags
+    return ("EIG: posterior means do not average to the belief's own, so f is wrong somewhere.",)
 
 
 def _sums_labels(estimator: Any, simulator: Simulator) -> bool:

@@ -26,7 +26,7 @@ from sbi_core.simulator import Simulator
 LABELS = ("auto", "hard", "gold")
 
 HELPS = 0.8
-"""Excess information of the latents, nats, above which soft labels were measured to save no simulations."""
+"""Excess information of the latents, nats, above which labels from gold are as noisy as hard ones, and cost more."""
 
 HELD, CONTRASTS = 1000, 256
 """Held-out rows, and thetas to see them with, that certify what was learned."""

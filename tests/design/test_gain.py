@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from sbi_core import InputError
-from sbi_core.design.gain import Gain, bracketed, total
+from sbi_core.design.gain import Gain, bracketed
 
 SOUND = Gain(0.5, 0.01, "lower", "sPCE", ceiling=math.log(1025), simulations=1024, evaluations=10, seconds=2.0)
 ABOVE = Gain(0.52, 0.01, "upper", "nested Monte Carlo")
@@ -67,7 +67,3 @@ def test_bracket():
 def test_bracket_needs_both_sides(pair):
     with pytest.raises(InputError, match="expected a lower and an upper bound, got"):
         bracketed(*pair)
-
-
-def test_total():
-    assert total([SOUND, ABOVE, SOUND]) == (2048, 20, 4.0) and total([]) == (0, 0, 0)
