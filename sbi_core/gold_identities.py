@@ -65,7 +65,9 @@ def _local_size(theta: Tensor, values: Tensor) -> Tensor:
     """Typical size of values (N, V) at each theta (N, D): weights of theta alone leave every conditional mean zero."""
     floor = 0.1 * values.square().mean(0).clamp(min=1e-300)
     unit = _standard(theta)
-    rank = torch.special.ndtri((theta.argsort(0).argsort(0).to(theta) + 0.5) / len(theta))  # of heavy tails too
+    axes = theta.T.contiguous()
+    ends = [torch.searchsorted(axes.sort(1).values.contiguous(), axes, right=last) for last in (False, True)]
+    rank = torch.special.ndtri(((ends[0] + ends[1]).to(theta) / (2 * len(theta))).T)  # heavy tails too; ties share one
     terms = torch.cat([unit, unit**2, rank, rank**2], 1)
     each = [_crossfit(terms, torch.log(values[:, k] ** 2 + floor[k]))[0] for k in range(values.shape[1])]
     return torch.exp(torch.stack(each, 1) / 2)
@@ -243,7 +245,7 @@ def _pair_variance(log_r: Tensor, shift: Tensor, score: Tensor | None) -> Tensor
     squares = shift.square().flatten(0, 1)
     target = torch.where(torch.isfinite(log_r), log_r, 0.0).square().clamp(max=4.0).flatten()
     weight = 1 / squares.sum(-1).clamp(min=1e-300)
-    fitted = torch.linalg.lstsq(squares * weight[:, None], (target * weight)[:, None]).solution
+    fitted = torch.linalg.lstsq(squares * weight[:, None], (target * weight)[:, None], driver="gelsd").solution
     return (squares @ fitted.clamp(min=0.0)).reshape(log_r.shape)
 
 
@@ -266,7 +268,8 @@ def _crossfit(terms: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Linear trend of a target (N,) in terms (N, T), each half of the rows with the other half's fit: value, slopes."""
     half = torch.arange(len(terms)) % 2 == 0
     ones = torch.cat([torch.ones_like(terms[:, :1]), terms], 1)
-    fits = [torch.linalg.lstsq(ones[part], target[part, None]).solution[:, 0] for part in (~half, half)]
+    parts = ((ones[part], target[part, None]) for part in (~half, half))
+    fits = [torch.linalg.lstsq(*part, driver="gelsd").solution[:, 0] for part in parts]  # theta may be constant
     coefficients = torch.where(half[:, None], fits[0], fits[1])
     return (ones * coefficients).sum(1), coefficients[:, 1:]
 

@@ -241,6 +241,18 @@ def test_a_check_is_reproducible_and_leaves_the_random_state_alone():
     assert not torch.allclose(first, other, rtol=1e-3, atol=1e-9), "saboteur: another seed"
 
 
+def test_rows_at_one_theta_get_the_same_answer_each_time():
+    world = LinearGaussian(10)
+    for seed in range(8):
+        rows = simulate(world, 400, seed=seed, progress=False, proposal=torch.zeros(10).double())
+        first, again = (check_gold(world, rows) for _ in range(2))
+        assert first.passed, first.verdict
+        both = [torch.tensor([test.z for test in report.rows]) for report in (first, again)]
+        assert torch.allclose(*both, rtol=1e-3, atol=1e-9)
+        counted = [test for test in first.rows if test.name == "score mean"]
+        assert all(test.rows > 60 for test in counted), "weights that theta cannot explain would eat the rows"
+
+
 def test_parameters_are_matched_by_name():
     world = LinearGaussian(matrix=[[1.0, 0.0], [1.0, 3.0]])
     rows = simulate(world, 2000, seed=1, progress=False)
