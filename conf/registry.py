@@ -15,7 +15,7 @@ import sbi_core.simulators
 from sbi_core.errors import InputError, SbiError, nearest
 from sbi_core.parameters import Parameter
 from sbi_core.priors import UniformPrior
-from sbi_core.settings import EMBEDDING, check_key
+from sbi_core.settings import EMBEDDING, PROGRAMS
 from sbi_core.simulator import Simulator
 
 
@@ -40,8 +40,11 @@ def build(config: Mapping[str, Any], group: str) -> Any:
         10
     """
     if group == "study":
-        for key in set(config) - {"defaults"}:
-            check_key(key)
+        keys = set(config) - {"defaults"}
+        if not any(program.knows(keys) for program in PROGRAMS):
+            raise InputError(
+                f"study {config.get('name')}: no command reads all of its keys, {', '.join(sorted(keys))}."
+            )
         return dict(config)
     target, options = config.get("_target_"), {key: value for key, value in config.items() if key != "_target_"}
     thing = _find(target, group)

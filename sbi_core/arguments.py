@@ -1,4 +1,4 @@
-"""The command line of `sbi-run`: what was given, checked before anything is run or written, and passed on to Hydra."""
+"""The command line: what was given, checked before anything is run or written, and passed on to Hydra."""
 
 import itertools
 import os
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra._internal.hydra import Hydra
@@ -20,12 +21,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sbi_core.errors import InputError, nearest
-from sbi_core.settings import GROUPS, check_key
+from sbi_core.settings import Program
 
 CONFIG = "pkg://sbi_core.conf"
-PATHS = ("run_dir", "x_obs", "data")
 QUOTED = tuple("'\"[{$")
-CHOSEN = (*GROUPS, "study")
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,13 @@ class Request:
     multirun: bool
 
 
-def read_arguments(arguments: Sequence[str]) -> Request:
-    """Check a command line.
+def read_arguments(program: Program, arguments: Sequence[str]) -> Request:
+    """Check the command line of a program.
 
     Raises:
         InputError: for a misspelt key, a value that is not among a group's files, or what Hydra cannot compose.
     """
-    arguments = [_quoted(argument) for argument in arguments]
+    arguments = [_quoted(argument, program.paths) for argument in arguments]
     parsed = get_args_parser().parse_args(arguments)
     overrides: list[str] = list(parsed.overrides)
     flags = _without(arguments, overrides)
@@ -61,13 +60,13 @@ def read_arguments(arguments: Sequence[str]) -> Request:
         return Request(arguments, [], frozenset(), False)
     if parsed.config_dir and not os.path.isdir(parsed.config_dir):
         raise InputError(f"--config-dir: there is no folder '{parsed.config_dir}'.")
-    with _searching(parsed.config_dir) as groups:
+    with _searching(program, parsed.config_dir) as groups:
         given = _parse(overrides, multirun=parsed.multirun)
-        given += _parse(_implied(given), multirun=False)
-        _check(given, groups)
-        passed = [_passed_on(override) for override in given]
+        given += _parse(_implied(program, given), multirun=False)
+        _check(program, given, groups)
+        passed = [_passed_on(program, override) for override in given]
         jobs = _jobs(_parse(passed, multirun=parsed.multirun))
-        name = parsed.config_name or "config"
+        name = parsed.config_name or program.config
         configs = [_compose(name, job) for job in jobs]
     if parsed.multirun:
         passed += _subfolders(given)
@@ -76,10 +75,10 @@ def read_arguments(arguments: Sequence[str]) -> Request:
 
 
 @contextmanager
-def command_line(arguments: Sequence[str]) -> Iterator[None]:
+def command_line(program: Program, arguments: Sequence[str]) -> Iterator[None]:
     """Let Hydra see these arguments, which it takes from `sys.argv`, for a block of code."""
     before = sys.argv
-    sys.argv = ["sbi-run", *arguments]
+    sys.argv = [program.name, *arguments]
     try:
         yield
     finally:
@@ -87,16 +86,19 @@ def command_line(arguments: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _searching(config_dir: str | None) -> Iterator[dict[str, list[str]]]:
-    """Open the search path as Hydra will; yield the files of each group."""
+def _searching(program: Program, config_dir: str | None) -> Iterator[dict[str, list[str]]]:
+    """Open the search path as Hydra will; yield the files of each group, but no studies of another program."""
     search = create_config_search_path(CONFIG)
     if config_dir is not None:
         folder = f"file://{Path(config_dir).resolve()}"
         search.prepend(provider="command-line", path=folder, anchor=SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("sbi-run", search)
+    hydra = Hydra.create_main_hydra2(program.name, search)
     try:
-        yield {group: hydra.config_loader.get_group_options(group) for group in CHOSEN}
+        loader: Any = hydra.config_loader
+        groups = {group: loader.get_group_options(group) for group in (*program.groups, "study")}
+        studies = {name: loader.repository.load_config(f"study/{name}").config for name in groups["study"]}
+        yield groups | {"study": [name for name, keys in studies.items() if program.may_read(keys)]}
     finally:
         GlobalHydra.instance().clear()
 
@@ -134,12 +136,12 @@ def _parse(overrides: Sequence[str], *, multirun: bool) -> list[Override]:
     return found
 
 
-def _check(overrides: Sequence[Override], groups: dict[str, list[str]]) -> None:
+def _check(program: Program, overrides: Sequence[Override], groups: dict[str, list[str]]) -> None:
     for override in overrides:
         key = str(override.key_or_group)
         if key == "hydra" or key.startswith(("hydra.", "hydra/")):
             continue
-        check_key(key)
+        program.check_key(key)
         if key not in groups or override.is_delete():
             continue
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
@@ -150,26 +152,26 @@ def _check(overrides: Sequence[Override], groups: dict[str, list[str]]) -> None:
                 raise InputError(f"{key}={value}: {nearest(str(value), groups[key])}")
 
 
-def _implied(given: Sequence[Override]) -> list[str]:
-    """What a request means without saying so: another world is not the study of the Galton board."""
+def _implied(program: Program, given: Sequence[Override]) -> list[str]:
+    """What a request means without saying so: another world is not that of the default study."""
     values = {str(override.key_or_group): override.value() for override in given}
     named = "simulator" in values or "simulator._target_" in values
     implied = []
     if values.get("data") is not None and not named:
         implied.append("simulator=null")
-    other = values.get("simulator", "galton_board") != "galton_board" or "simulator._target_" in values
+    other = values.get("simulator", program.world) != program.world or "simulator._target_" in values
     if "study" not in values and (other or implied):
         implied.append("study=own")
     return implied
 
 
-def _passed_on(override: Override) -> str:
+def _passed_on(program: Program, override: Override) -> str:
     """An option of a group may be new to Hydra: `build` checks it against the constructor."""
     text = str(override.input_line)
     key = str(override.key_or_group)
-    if key in CHOSEN and override.value() is None and not override.is_sweep_override():
+    if key in (*program.groups, "study") and override.value() is None and not override.is_sweep_override():
         return f"~{key}"
-    free = key.split(".")[0] in GROUPS and "." in key and not override.is_delete()
+    free = key.split(".")[0] in program.groups and "." in key and not override.is_delete()
     return f"++{text.lstrip('+')}" if free else text
 
 
@@ -187,10 +189,10 @@ def _subfolders(given: Sequence[Override]) -> list[str]:
     ]
 
 
-def _quoted(argument: str) -> str:
+def _quoted(argument: str, paths: Sequence[str]) -> str:
     """Quote a path that Hydra's grammar would not read: one with spaces, '=' or brackets."""
     key, equals, value = argument.partition("=")
-    if key.lstrip("+") not in PATHS or not equals or value.startswith(QUOTED) or "${" in value:
+    if key.lstrip("+") not in paths or not equals or value.startswith(QUOTED) or "${" in value:
         return argument
     if not any(character in value for character in " =()[]{}:") or "," in value:
         return argument

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from sbi_core.errors import InputError, StoreError
-from sbi_core.settings import MANNER, OBSERVED
+from sbi_core.settings import MANNER, RUN, Program
 
 FORMAT = 1
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(program: Program, folder: Path) -> dict[str, Any] | None:
     """Read `run.json`: plain data, written by `write_record`; `None` if the folder holds no run.
 
     Raises:
-        StoreError: if it is broken, of another format, or the folder holds something else.
+        StoreError: if it is broken, of another format or program, or the folder holds something else.
     """
     path = folder / "run.json"
     if not path.is_file():
@@ -31,12 +31,14 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         raise StoreError(f"{path} is truncated or altered ({error}).") from None
     if found != FORMAT or not isinstance(settings, dict):
         raise StoreError(f"{path}: format version found {found}, supported {FORMAT}.")
+    if (name := record.get("program", RUN.name)) != program.name:
+        raise StoreError(f"run_dir = {folder} is a run of {name}, not of {program.name}; choose another.")
     return record
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_record(program: Program, folder: Path, record: Mapping[str, Any]) -> None:
     """Write `run.json` atomically."""
-    write_json(folder / "run.json", {"format": FORMAT, **record})
+    write_json(folder / "run.json", {"format": FORMAT, "program": program.name, **record})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -56,11 +58,12 @@ def write_npz(path: Path, **arrays: Any) -> None:
 
 
 def recall(
-    settings: Mapping[str, Any], asked: Mapping[str, Any], given: Collection[str], folder: Path
+    program: Program, settings: Mapping[str, Any], asked: Mapping[str, Any], given: Collection[str], folder: Path
 ) -> dict[str, Any]:
     """Return the settings of a run folder, changed where a request may change them.
 
     Args:
+        program: whose settings these are.
         settings: what the folder records.
         asked: the new request, with all its defaults.
         given: the keys that the request names itself, `study` or `training.max_epochs` for instance.
@@ -69,13 +72,13 @@ def recall(
     Raises:
         InputError: naming the key, if the request asks for something else than what was learned.
     """
-    new = {key: asked[key] for key in OBSERVED if key in asked}  # that an older version did not have
+    new = {key: asked[key] for key in program.observed if key in asked}  # that an older version did not have
     merged = {**new, **settings, **{key: asked.get(key) for key in MANNER}}
     for key in sorted(given):
         root = "name" if key == "study" else key.split(".")[0]
-        if root in OBSERVED:
+        if root in program.observed:
             merged[root] = asked.get(root)
-        if root in (*OBSERVED, *MANNER):
+        if root in (*program.observed, *MANNER):
             continue
         for name, found, wanted in _leaves(root, settings.get(root), asked.get(root)):
             if found != wanted and (key == "study" or f"{name}.".startswith(f"{key}.")):

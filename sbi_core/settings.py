@@ -1,7 +1,8 @@
-"""The settings of `sbi-run`: which keys there are, what they may hold, and where the observation is read from."""
+"""The settings of the commands: which keys there are, and what they may hold."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,14 +10,8 @@ import torch
 
 from sbi_core.errors import InputError
 
-GROUPS = ("simulator", "estimator", "loss", "prior")
-"""Settings that say which class or function is used: `_target_` and its options."""
-
 EMBEDDING = "estimator.embedding"
 """An option of estimators that may name a class too: a user's own network."""
-
-OBSERVED = ("x_obs", "iid", "inference", "limits", "checks")
-"""Settings that may change in a run folder that exists: what is inferred from."""
 
 MANNER = ("workers", "device", "progress", "run_dir")
 """Settings that do not change what comes out; no run folder insists on them."""
@@ -37,9 +32,6 @@ INFERENCE = ("auto", "grid", "hmc", "nuts", "importance", "direct")
 LIMITS = ("profile", "feldman_cousins", "neyman")
 """Methods of `limits`."""
 
-SECTIONS = ("training", "inference", "limits", "checks")
-"""Settings that hold others."""
-
 _FLAG: Rule = (lambda value: isinstance(value, bool), "true or false")
 _TEXT: Rule = (lambda value: isinstance(value, str) and bool(value.strip()), "a name")
 _FILE: Rule = (lambda value: value is None or isinstance(value, str), "the name of a file (or null)")
@@ -59,7 +51,7 @@ _SECONDS: Rule = (
 )
 _RANGES: Rule = (lambda value: value is None or _is_ranges(value), "ranges by name, '{mass: [0.5, 2.0]}' (or null)")
 
-RULES: dict[str, Rule] = {
+_RUN: dict[str, Rule] = {
     "name": _TEXT,
     "run_dir": _TEXT,
     "n_simulations": _whole(1),
@@ -95,32 +87,81 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check_key(key: str, *, groups: Iterable[str] = (*GROUPS, "study")) -> None:
-    """Raise `InputError`, naming near matches, unless there is such a key; options of a group are not looked at."""
-    known = {*RULES, *groups, *SECTIONS}
-    if key not in known and key.split(".")[0] not in GROUPS:
-        close = get_close_matches(key, known, n=3, cutoff=0.6)
-        guess = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(sorted(known))}."
-        raise InputError(f"there is no key '{key}': {guess}")
+@dataclass(frozen=True)
+class Program:
+    """What one command reads.
+
+    Attributes:
+        name: as it is called.
+        config: its primary configuration.
+        world: the simulator of its default study.
+        groups: settings that say which class or function is used: `_target_` and its options.
+        observed: settings that may change in a run folder that exists.
+        sections: settings that hold others.
+        rules: key -> what it may hold.
+        paths: settings that name files.
+    """
+
+    name: str
+    config: str
+    world: str
+    groups: tuple[str, ...]
+    observed: tuple[str, ...]
+    sections: tuple[str, ...]
+    rules: Mapping[str, Rule]
+    paths: tuple[str, ...]
+
+    def check_key(self, key: str) -> None:
+        """Raise `InputError`, naming near matches, unless there is such a key; options of a group are not looked at."""
+        known = {*self.rules, *self.groups, "study", *self.sections}
+        if key not in known and key.split(".")[0] not in self.groups:
+            close = get_close_matches(key, known, n=3, cutoff=0.6)
+            guess = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(sorted(known))}."
+            raise InputError(f"there is no key '{key}': {guess}")
+
+    def knows(self, keys: Iterable[str]) -> bool:
+        """Whether there are all these keys."""
+        try:
+            for key in keys:
+                self.check_key(key)
+        except InputError:
+            return False
+        return True
+
+    def may_read(self, keys: Collection[str]) -> bool:
+        """Whether keys are not those of another program; a misspelt one is to be told where it is read."""
+        return self.knows(keys) or not any(other.knows(keys) for other in PROGRAMS)
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise `InputError` unless every key of a resolved configuration is known and holds what it should."""
+        flat = {key: value for key, value in config.items() if key not in self.sections}
+        for section in self.sections:
+            inner = config.get(section, {})
+            if not isinstance(inner, Mapping):
+                example = next(rule for rule in self.rules if rule.startswith(section))
+                raise InputError(f"{section} = {inner!r}: expected keys such as {example}.")
+            flat |= {f"{section}.{key}": value for key, value in inner.items()}
+        for key, value in flat.items():
+            self.check_key(key)
+            fits, expected = self.rules.get(key, (lambda _: True, ""))
+            if not fits(value):
+                raise InputError(f"{key} = {value!r}: expected {expected}.")
+        for group in self.groups:
+            if config.get(group) is not None and not isinstance(config[group], Mapping):
+                raise InputError(f"{group} = {config[group]!r}: expected the name of one of its files, or _target_.")
 
 
-def check_settings(config: Mapping[str, Any]) -> None:
-    """Raise `InputError` unless every key of a resolved configuration is known and holds what it should."""
-    flat = {key: value for key, value in config.items() if key not in SECTIONS}
-    for section in SECTIONS:
-        inner = config.get(section, {})
-        if not isinstance(inner, Mapping):
-            example = next(rule for rule in RULES if rule.startswith(section))
-            raise InputError(f"{section} = {inner!r}: expected keys such as {example}.")
-        flat |= {f"{section}.{key}": value for key, value in inner.items()}
-    for key, value in flat.items():
-        check_key(key)
-        fits, expected = RULES.get(key, (lambda _: True, ""))
-        if not fits(value):
-            raise InputError(f"{key} = {value!r}: expected {expected}.")
-    for group in GROUPS:
-        if config.get(group) is not None and not isinstance(config[group], Mapping):
-            raise InputError(f"{group} = {config[group]!r}: expected the name of one of its files, or _target_.")
+RUN = Program(
+    name="sbi-run",
+    config="config",
+    world="galton_board",
+    groups=("simulator", "estimator", "loss", "prior"),
+    observed=("x_obs", "iid", "inference", "limits", "checks"),
+    sections=("training", "inference", "limits", "checks"),
+    rules=_RUN,
+    paths=("run_dir", "x_obs", "data"),
+)
+PROGRAMS = (RUN,)
 
 
 def _numbers(value: Any) -> bool:

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from torch.nn import Module
 
 from sbi_core.campaign import simulate
+from sbi_core.command import Asked
 from sbi_core.errors import InputError, MissingGold, StoreError
 from sbi_core.gold_check import check_gold
 from sbi_core.inference import GridPosterior, infer
@@ -29,6 +30,7 @@ from sbi_core.run_folder import write_json, write_npz, write_record
 from sbi_core.run_limits import with_limits
 from sbi_core.seeding import seeded
 from sbi_core.self_check import with_checks
+from sbi_core.settings import RUN
 from sbi_core.simulations import Simulations
 from sbi_core.simulator import Simulator
 from sbi_core.store import Store, package_versions
@@ -41,15 +43,10 @@ SHOWN = 3000
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run, with its objects.
+class Job(Asked):
+    """One run: its settings, with its objects.
 
     Attributes:
-        folder: the run folder.
-        plain: the settings.
-        settings: the same with interpolations such as ${oc.env:...} as they were written; only these are recorded.
-        seed: of everything.
-        record: what the run folder held before; empty if it is new.
         trained: whether the folder holds a finished training.
         x_obs: the observation, (*), as far as its shape could be checked.
         fit: the training loop.
@@ -60,11 +57,6 @@ class Job:
         prior: function of the parameters and the simulator's own prior that makes the prior.
     """
 
-    folder: Path
-    plain: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    seed: int
-    record: Mapping[str, Any]
     trained: bool
     x_obs: Tensor | None
     fit: Callable[..., Any]
@@ -83,7 +75,7 @@ def run_stages(job: Job) -> Results:
     """
     clock: dict[str, float] = {}
     job.folder.mkdir(parents=True, exist_ok=True)
-    write_record(job.folder, _record(job, job.record.get("prior")))
+    write_record(RUN, job.folder, _record(job, job.record.get("prior")))
     with _timed("load" if job.trained or job.plain["data"] else "simulate", clock):
         data = _simulated(job)
     if data is not None and job.x_obs is not None:  # before the training, not after
@@ -94,7 +86,7 @@ def run_stages(job: Job) -> Results:
     with _timed("load" if job.trained else "train", clock, quiet=job.trained):
         estimator, training = _trained(job, data, gold)
     prior = _prior(job, data, estimator.axes)
-    write_record(job.folder, _record(job, describe(prior)))
+    write_record(RUN, job.folder, _record(job, describe(prior)))
     results = _looked_at(job, data, estimator, prior, training)
     if job.x_obs is not None:
         with _timed("infer", clock):

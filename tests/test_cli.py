@@ -13,6 +13,7 @@ import pytest
 from sbi_core import InputError
 from sbi_core.cli import main
 from sbi_core.run_folder import recall
+from sbi_core.settings import RUN
 
 ROOT = Path(__file__).parent.parent
 FAST = ["n_simulations=200", "training.max_epochs=2"]
@@ -149,10 +150,10 @@ def test_contradictions(folder: Path, argument: str, named: str, capsys: pytest.
 def test_contradictions_saboteur() -> None:
     settings = {"loss": {"_target_": "carl"}, "x_obs": "a", "n_simulations": 5}
     asked = {"loss": {"_target_": "carl"}, "x_obs": "b", "n_simulations": 10}
-    assert recall(settings, asked, {"loss", "x_obs"}, Path())["x_obs"] == "b"
-    assert recall(settings, asked, {"loss"}, Path())["x_obs"] == "a"
+    assert recall(RUN, settings, asked, {"loss", "x_obs"}, Path())["x_obs"] == "b"
+    assert recall(RUN, settings, asked, {"loss"}, Path())["x_obs"] == "a"
     with pytest.raises(InputError, match="n_simulations"):
-        recall(settings, asked, {"n_simulations"}, Path())
+        recall(RUN, settings, asked, {"n_simulations"}, Path())
 
 
 @pytest.mark.parametrize(

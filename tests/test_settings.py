@@ -6,7 +6,7 @@ import pytest
 
 from sbi_core import InputError
 from sbi_core.cli import build
-from sbi_core.settings import check_settings
+from sbi_core.settings import RUN
 from sbi_core.simulators import GaltonBoard
 
 
@@ -40,5 +40,5 @@ def test_build_prior(prior: dict[str, object], mean: float) -> None:
 
 def test_settings_saboteur() -> None:
     with pytest.raises(InputError, match="seed = True"):
-        check_settings({"seed": True})
-    check_settings({"seed": 1})
+        RUN.check({"seed": True})
+    RUN.check({"seed": 1})
