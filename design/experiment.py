@@ -24,7 +24,7 @@ class Experiment:
         predicted: expected gain before the outcome; `None` where the policy did not ask.
         realised: KL(posterior || belief before), nats; its expectation is the predicted gain.
         posterior: of theta, from all outcomes so far.
-        choice: what else was looked at; `None` in a round read from the ledger, or of another policy.
+        choice: what else was looked at; `None` where the policy did not ask.
     """
 
     design: Tensor

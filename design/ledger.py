@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sbi_core.design.choice import Choice
 from sbi_core.design.gain import Gain
 from sbi_core.errors import InputError
 from sbi_core.estimators.files import replace_file
+from sbi_core.parameters import Parameter
 from sbi_core.seeding import fresh_seed
 from sbi_core.simulator import Simulator, _plain
 
@@ -59,8 +61,8 @@ class Ledger:
         """What has decided some of the rounds so far, and is not what decides now, in sentences."""
         rounds: dict[str, list[int]] = {}
         number = 0
-        while (path := self._file(number, "design.json")) is not None and path.exists():
-            was = json.loads(path.read_text())["choice"]
+        while (found := self._decided(number)) is not None:
+            was = found["choice"]
             for key in [key for key, value in self._choice.items() if was.get(key) != value]:
                 rounds.setdefault(key, []).append(number)
             number += 1
@@ -68,18 +70,33 @@ class Ledger:
 
     def design(self, number: int) -> tuple[Tensor, Gain | None] | None:
         """The design (K,) of a round and its predicted gain, if it was chosen before."""
-        path = self._file(number, "design.json")
-        if path is None or not path.exists():
+        found = self._decided(number)
+        if found is None:
             return None
-        found = json.loads(path.read_text())
-        gain = found["gain"]
-        design = torch.tensor(found["design"], dtype=torch.float64)
-        return design, None if gain is None else Gain(**{**gain, "flags": tuple(gain["flags"])})
+        return torch.tensor(found["design"], dtype=torch.float64), _gain(found["gain"])
 
-    def choose(self, number: int, design: Tensor, gain: Gain | None) -> None:
-        """Write down what is to be done in a round, at design (K,); a gain's infinite numbers are its defaults."""
-        finite = None if gain is None else {k: v for k, v in asdict(gain).items() if _is_standard(v)}
-        self._write(number, "design.json", _json({"design": design.tolist(), "gain": finite, "choice": self._choice}))
+    def choice(self, number: int, axes: tuple[Parameter, ...]) -> Choice | None:
+        """What was looked at when the design of a round was chosen, on these axes."""
+        found, kept = self._decided(number), self.design(number)
+        if found is None or kept is None or kept[1] is None or not (seen := found.get("looked_at")):
+            return None
+        candidates, costs = (torch.tensor(seen[key], dtype=torch.float64) for key in ("candidates", "costs"))
+        excluded = {int(k): reason for k, reason in seen["excluded"].items()}
+        gains = tuple(map(_gain, seen["gains"]))
+        return Choice(kept[0], kept[1], axes, candidates, gains, costs, excluded, seen["seed"], tuple(seen["flags"]))
+
+    def choose(self, number: int, design: Tensor, gain: Gain | None, choice: Choice | None = None) -> None:
+        """Write down what is to be done in a round, at design (K,), with its predicted gain and all that was seen."""
+        seen = choice and {
+            "candidates": choice.candidates.tolist(),
+            "gains": [_written(one) for one in choice.gains],
+            "costs": choice.costs.tolist(),
+            "excluded": dict(choice.excluded),
+            "seed": choice.seed,
+            "flags": choice.flags,
+        }
+        content = {"design": design.tolist(), "gain": _written(gain), "choice": self._choice, "looked_at": seen}
+        self._write(number, "design.json", _json(content))
 
     def begun(self, number: int) -> bool:
         """Whether the experiment of a round was begun before."""
@@ -111,6 +128,13 @@ class Ledger:
         np.savez(content, **columns)
         self._write(number, "outcome.npz", content.getvalue())
 
+    def _decided(self, number: int) -> dict[str, Any] | None:
+        path = self._file(number, "design.json")
+        if path is None or not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
     def _file(self, number: int, name: str) -> Path | None:
         return None if self.path is None else self.path / f"{number:03d}.{name}"
 
@@ -139,6 +163,15 @@ def fingerprint(value: Any) -> Any:
     if isinstance(plain, dict | list):
         return fingerprint(plain)
     return plain if _is_standard(plain) else str(plain)
+
+
+def _written(gain: Gain | None) -> dict[str, Any] | None:
+    """A gain as plain data; its infinite numbers are its defaults, and are left out."""
+    return None if gain is None else {key: value for key, value in asdict(gain).items() if _is_standard(value)}
+
+
+def _gain(found: Mapping[str, Any] | None) -> Gain | None:
+    return None if found is None else Gain(**{**found, "flags": tuple(found["flags"])})
 
 
 def _is_standard(value: Any) -> bool:

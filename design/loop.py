@@ -45,6 +45,7 @@ def run_loop(
     candidates: Any = None,
     utility: Utility = posterior_gain,
     policy: Any = "gain",
+    start: Any = None,
     rounds: int = 10,
     spend: float = math.inf,
     cost: Cost | None = None,
@@ -73,7 +74,8 @@ def run_loop(
         candidates: as in `propose`.
         utility: as in `propose`.
         policy: "gain"; or a baseline: "random", "grid" (candidates in turn), or one design (K,) for all rounds.
-        rounds: at most so many.
+        start: designs of the first rounds, as `candidates` are given; the policy comes after them.
+        rounds: at most so many, those included.
         spend: sum of costs that must not be exceeded.
         cost: of a design; 1 by default.
         width: name of a parameter -> standard deviation to be reached; all must be.
@@ -96,6 +98,7 @@ def run_loop(
     width = {} if width is None else width
     columns = positions(list(width), simulator.parameters) if width else []
     candidates = None if candidates is None else as_candidates(candidates, simulator.designs)
+    first = None if start is None else as_candidates(start, simulator.designs, "start")
     pick = _picker(policy, candidates, simulator)
     known = of_runs(simulator if estimator is None else estimator, simulator)
     ask = as_nature(nature, simulator)
@@ -107,7 +110,14 @@ def run_loop(
         "prior": describe(prior),
         "policy": policy if isinstance(policy, str) else to_column("design", policy).tolist(),
     }
-    decides = {"candidates": candidates, "utility": utility, "cost": cost, "options": options, "nature": nature}
+    decides = {
+        "start": first,
+        "candidates": candidates,
+        "utility": utility,
+        "cost": cost,
+        "options": options,
+        "nature": nature,
+    }
     ledger = Ledger(folder, seed, identity, {**decides, "estimator": estimator, "inference": inference})
     flags = list(ledger.changes())
     for text in flags:
@@ -118,7 +128,9 @@ def run_loop(
         belief, choice = done[-1].posterior if done else prior, None
         for_choice, for_inference = derived_seed(ledger.seed, number, 0), derived_seed(ledger.seed, number, 1)
         if (kept := ledger.design(number)) is not None:
-            design, gain = kept
+            (design, gain), choice = kept, ledger.choice(number, simulator.designs)
+        elif first is not None and number < len(first):
+            design, gain = first[number], None
         elif pick is not None:
             design, gain = pick(number, for_choice), None
         else:
@@ -132,7 +144,7 @@ def run_loop(
                 break
             design, gain = choice.design, choice.gain
         if kept is None:
-            ledger.choose(number, design, gain)
+            ledger.choose(number, design, gain, choice)
         if gain is not None and noise and gain.value < noise * gain.error:
             stopped = f"gain below noise: {gain.value:.3g} +- {gain.error:.2g}"
             break

@@ -37,6 +37,16 @@ def test_the_posterior_is_that_of_all_outcomes():
     assert found.experiments[0].choice.candidates[:, 0].tolist() == THREE and found.prior is not found.posterior
 
 
+def test_the_first_rounds_may_be_given():
+    found = loop(start=[0.5, 1.0], rounds=3)
+    assert [float(one.design) for one in found.experiments] == [0.5, 1.0, 1.5]
+    assert [one.choice is None for one in found.experiments] == [True, True, False]
+    assert found.experiments[0].predicted is None and found.experiments[2].predicted is not None
+    assert [float(one.design) for one in loop(start=[0.5], policy="grid").experiments] == [0.5, 1.0, 1.5]
+    with pytest.raises(InputError, match=r"start have shape \(1, 2\), expected \(C, 1\)"):
+        loop(start=[[0.5, 1.0]])
+
+
 def test_the_same_seed_gives_the_same_bits():
     first = outcome_of(loop(rounds=2))
     assert outcome_of(loop(rounds=2)) == first

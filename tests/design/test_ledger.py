@@ -16,7 +16,7 @@ from design_toys import Slope, outcome_of
 from killed_loop import ROUNDS, carry_on
 
 from sbi_core import InputError, SbiWarning
-from sbi_core.design import Gain, Hidden, expected_width, run_loop
+from sbi_core.design import Choice, Gain, Hidden, expected_width, run_loop
 from sbi_core.design.ledger import Ledger, fingerprint
 from sbi_core.estimators import RatioEstimator
 from sbi_core.simulators import LinearGaussian
@@ -64,6 +64,25 @@ def test_a_round_is_read_as_it_was_written(name, tmp_path):
     again.tell(1, x.float(), None)
     assert all(torch.equal(*pair) for pair in zip(ledger.outcome(0), (x, count), strict=True))
     assert ledger.outcome(1)[0].dtype == torch.float32 and ledger.outcome(1)[1] is None
+
+
+def test_what_was_looked_at_is_kept(tmp_path):
+    options = {"candidates": [0.2, 0.5, 1.0], "cost": lambda design: 1.0 + float(design)}
+    before, after = loop(tmp_path, **options), loop(tmp_path, **options)
+    for one, again in zip(before.experiments, after.experiments, strict=True):
+        assert again.choice is not one.choice and str(again.choice) == str(one.choice)
+        for name in ("candidates", "values", "errors", "costs"):
+            assert torch.equal(getattr(again.choice, name), getattr(one.choice, name))
+    assert not torch.equal(before.experiments[0].choice.values, before.experiments[1].choice.values)
+    assert loop(tmp_path / "random", policy="random").experiments[0].choice is None
+    ledger, gains = Ledger(tmp_path / "odd", 1, {}, {}), (GAINS["all"], None)
+    rows = torch.tensor([[1.0], [2.0]]).double()
+    odd = Choice(
+        torch.ones(1).double(), gains[0], WORLD.designs, rows, gains, rows[:, 0], {1: "it broke"}, 7, ("look",)
+    )
+    ledger.choose(0, odd.design, odd.gain, odd)
+    found = ledger.choice(0, WORLD.designs)
+    assert (found.gains, found.excluded, found.seed, found.flags) == (gains, {1: "it broke"}, 7, ("look",))
 
 
 def test_without_a_folder_nothing_is_kept():
@@ -122,6 +141,7 @@ def test_another_loops_folder_is_refused(tmp_path):
 
 
 CHANGES = {
+    "start": {"start": [0.5]},
     "candidates": {"candidates": [0.5, 1.0, 1.5]},
     "options": {"n": 65},
     "utility": {"utility": lambda *_, seed, n, inner: 1.0},
