@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def run_loop(
     seed: int | None = None,
     workers: int = 1,
     inference: Mapping[str, Any] | None = None,
+    callback: Callable[[Experiment], Any] | None = None,
     **options: Any,
 ) -> Loop:
     """Rounds of propose, experiment and infer, until a rule stops them.
@@ -84,6 +85,7 @@ def run_loop(
         seed: fixes all decisions; `None` takes that of the ledger, or a fresh one.
         workers: processes that share candidates.
         inference: options of `infer`.
+        callback: called with each round as it is done.
         options: of the utility, and of `propose`.
 
     Raises:
@@ -156,10 +158,13 @@ def run_loop(
         if outcome is None:
             stopped = f"waiting for the outcome of round {number} at design {design.tolist()}"
             break
-        posterior = _inferred(known, prior, done, design, outcome, for_inference, inference)
+        outcomes = [(one.design, one.x_obs, one.n_events) for one in done] + [(design, *outcome)]
+        posterior = pooled(known, prior, outcomes, seed=for_inference, inference=inference)
         realised, coarse = _realised(known, belief, design, outcome, posterior, for_inference)
         flags += [f"round {number}, realised gain: {text}" for text in coarse]
         done.append(Experiment(design, *outcome, gain, realised, posterior, choice))
+        if callback is not None:
+            callback(done[-1])
         if width and all(float(posterior.stddev[k]) <= width[posterior.parameters[k].name] for k in columns):
             stopped = f"width reached: {', '.join(f'{name} {value:g}' for name, value in width.items())}"
             break
@@ -186,23 +191,19 @@ def _experiment(
     return x, count
 
 
-def _inferred(
+def pooled(
     estimator: Any,
     prior: Distribution,
-    done: list[Experiment],
-    design: Tensor,
-    outcome: tuple[Tensor, Tensor | None],
+    outcomes: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+    *,
     seed: int,
-    inference: Mapping[str, Any] | None,
+    inference: Mapping[str, Any] | None = None,
 ) -> Posterior:
-    """The posterior of all outcomes."""
-    x, count = outcome
-    every = torch.stack([*(one.x_obs for one in done), x])
-    at = torch.stack([*(one.design for one in done), design])
-    before = [one.n_events for one in done if one.n_events is not None]
-    counts = None if count is None else torch.stack([*before, count])
+    """The posterior of all outcomes: of each its design (K,), x (event), and how many of its events count, ()."""
+    at, x = (torch.stack([one[k] for one in outcomes]) for k in (0, 1))  # type: ignore[misc]
+    counts = [one[2] for one in outcomes if one[2] is not None]
     options = {"iid": True, "seed": seed, **(inference or {})}
-    return infer(estimator, prior, every, design=at, n_events=counts, **options)
+    return infer(estimator, prior, x, design=at, n_events=torch.stack(counts) if counts else None, **options)
 
 
 def _realised(

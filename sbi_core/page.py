@@ -2,10 +2,12 @@
 
 import base64
 import io
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 ALARMS = ("NOT", "contradicts", "DISAGREE", "FAILED", "too few draws", "too coarse")
@@ -40,6 +42,21 @@ ul { margin: .2rem 0; padding-left: 1.2rem; }
 """
 
 
+def write(path: Path, title: str, sections: Sequence[str]) -> Path:
+    """Write ready sections as one file, atomically."""
+    html = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(sections)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
 def section(title: str, body: str) -> str:
     """One part of the page; the body is HTML."""
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
@@ -65,6 +82,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return f"<table>{f'<thead><tr>{head}</tr></thead>' if any(titles) else ''}<tbody>{body}</tbody></table>"
+
+
+def provenance(
+    seed: int | None,
+    versions: Mapping[str, str],
+    seconds: Mapping[str, float],
+    settings: Mapping[str, Any],
+    citation: str,
+) -> str:
+    """The last part of a page: how it was made."""
+    rows = [["seed", escape(str(seed))]]
+    rows += [[escape(name), escape(version)] for name, version in versions.items()]
+    rows += [[f"time to {escape(stage)}", f"{took:.1f} s"] for stage, took in seconds.items()]
+    found = escape(json.dumps(settings, indent=1, ensure_ascii=False))
+    return section(
+        "How it was made",
+        f"{table(['', ''], rows)}<details><summary>Configuration</summary><pre>{found}</pre></details>"
+        f'<p class="soft">{escape(citation)}</p>',
+    )
 
 
 def escaped(text: str) -> str:

@@ -1,6 +1,5 @@
 """The report of a run: one static HTML file without scripts, its pictures inside."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -9,7 +8,7 @@ from typing import Any
 
 import sbi_core
 from sbi_core import page, plots
-from sbi_core.results import Results
+from sbi_core.results import Results, sentences
 from sbi_core.simulator import Simulator
 
 CITATION = (
@@ -26,21 +25,9 @@ WORDS = {True: '<span class="good">passed</span>', False: '<span class="bad">FAI
 
 def write_report(path: str | Path, results: Results) -> Path:
     """Write `results` as one HTML file; sections whose parts are missing are left out."""
-    path = Path(path)
     with plots.style():
         sections = [section for make in SECTIONS for section in make(results)]
-    title = f"{results.name}: {results.headline()}"
-    html = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{page.STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return page.write(Path(path), f"{results.name}: {results.headline()}", sections)
 
 
 def _header(results: Results) -> Iterator[str]:
@@ -50,10 +37,10 @@ def _header(results: Results) -> Iterator[str]:
         facts.append(f"loss {results.training['loss']}")
     if results.x_obs is not None:
         facts.append(f"{len(results.x_obs):,} observation{'s' if len(results.x_obs) != 1 else ''}")
-    lines = [results.headline()] if results.posterior is None else results.sentences(results.posterior)
+    lines = [results.headline()] if results.posterior is None else sentences(results.posterior)
     result = "".join(f'<p class="result">{page.escaped(line)}</p>' for line in lines)
     if results.exact is not None:
-        result += f"<p>With the exact likelihood: {page.escaped('; '.join(results.sentences(results.exact)))}</p>"
+        result += f"<p>With the exact likelihood: {page.escaped('; '.join(sentences(results.exact)))}</p>"
     result += f"<p>{page.escaped(' · '.join(facts))}</p>"
     yield f"<header><h1>sbi-run · {escape(results.name)}</h1>{result}</header>"
 
@@ -208,15 +195,8 @@ def _training(results: Results) -> Iterator[str]:
 
 
 def _provenance(results: Results) -> Iterator[str]:
-    rows = [["seed", escape(str(results.seed))]]
-    rows += [[escape(name), escape(version)] for name, version in results.versions.items()]
-    rows += [[f"time to {escape(stage)}", f"{seconds:.1f} s"] for stage, seconds in results.seconds.items()]
-    settings = escape(json.dumps(results.settings, indent=1, ensure_ascii=False))
-    citation = escape(CITATION.format(version=sbi_core.__version__))
-    yield page.section(
-        "How it was made",
-        f"{page.table(['', ''], rows)}<details><summary>Configuration</summary><pre>{settings}</pre></details>"
-        f'<p class="soft">{citation}</p>',
+    yield page.provenance(
+        results.seed, results.versions, results.seconds, results.settings, CITATION.format(version=sbi_core.__version__)
     )
 
 

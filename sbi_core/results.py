@@ -172,21 +172,10 @@ class Results:
         if self.posterior is None:
             return f"trained on {self.n_simulations:,} simulations; nothing was observed"
         found = []
-        for k, learned in enumerate(self.sentences(self.posterior)):
-            exact = "" if self.exact is None else f" (exact: {self.sentences(self.exact, short=True)[k]})"
+        for k, learned in enumerate(sentences(self.posterior)):
+            exact = "" if self.exact is None else f" (exact: {sentences(self.exact, short=True)[k]})"
             found.append(learned + exact)
         return "; ".join(found)
-
-    def sentences(self, posterior: Any, *, short: bool = False) -> list[str]:
-        """Mean and interval of each parameter of a posterior; `short` leaves the words out."""
-        found = []
-        for k, axis in enumerate(self.parameters):
-            mean, low, high, digits = estimate(posterior, k)
-            unit = f" {axis.unit}" if axis.unit else ""
-            interval = f"[{_fixed(low, digits)}, {_fixed(high, digits)}]"
-            words = f"{axis.name} = {_fixed(mean, digits)}{unit}, {LEVEL:.0%} interval {interval}"
-            found.append(f"{_fixed(mean, digits)}, {interval}" if short else words)
-        return found
 
     def numbers(self) -> dict[str, dict[str, Any]]:
         """Every number of the run: name -> value, unit and verdict."""
@@ -227,6 +216,18 @@ class Results:
             "versions": dict(self.versions),
             "settings": dict(self.settings),
         }
+
+
+def sentences(posterior: Any, *, short: bool = False) -> list[str]:
+    """Mean and interval of each parameter of a posterior; `short` leaves the words out."""
+    found = []
+    for k, axis in enumerate(posterior.parameters):
+        mean, low, high, digits = estimate(posterior, k)
+        unit = f" {axis.unit}" if axis.unit else ""
+        interval = f"[{_fixed(low, digits)}, {_fixed(high, digits)}]"
+        words = f"{axis.name} = {_fixed(mean, digits)}{unit}, {LEVEL:.0%} interval {interval}"
+        found.append(f"{_fixed(mean, digits)}, {interval}" if short else words)
+    return found
 
 
 def estimate(posterior: Any, k: int) -> tuple[float, float, float, int]:

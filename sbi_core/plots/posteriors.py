@@ -61,7 +61,7 @@ def posterior_2d(
     across, up = parameters
     for number, (label, posterior) in enumerate(posteriors.items()):
         x, y, density = (values.numpy() for values in posterior.surface(across, up))
-        levels = sorted(_threshold(density, level) for level in LEVELS)
+        levels = sorted(threshold(density, level) for level in LEVELS)
         if levels[0] == levels[1]:
             levels[1] = levels[0] * (1 + 1e-9) + 1e-300
         if number == 0:
@@ -160,7 +160,7 @@ def _shown(posteriors: Mapping[str, Any], k: int) -> tuple[float, float]:
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
-def _threshold(density: np.ndarray, level: float) -> float:
+def threshold(density: np.ndarray, level: float) -> float:
     """The density above which `level` of the probability lies."""
     ordered = np.sort(density.ravel())[::-1]
     mass = np.cumsum(ordered)

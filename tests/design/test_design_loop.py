@@ -38,7 +38,9 @@ def test_the_posterior_is_that_of_all_outcomes():
 
 
 def test_the_first_rounds_may_be_given():
-    found = loop(start=[0.5, 1.0], rounds=3)
+    watched = []
+    found = loop(start=[0.5, 1.0], rounds=3, callback=watched.append)
+    assert len(watched) == 3 and all(one is seen for one, seen in zip(found.experiments, watched, strict=True))
     assert [float(one.design) for one in found.experiments] == [0.5, 1.0, 1.5]
     assert [one.choice is None for one in found.experiments] == [True, True, False]
     assert found.experiments[0].predicted is None and found.experiments[2].predicted is not None
