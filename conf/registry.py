@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, Independent
 
+import sbi_core.design
 import sbi_core.estimators
 import sbi_core.simulators
 from sbi_core.errors import InputError, SbiError, nearest
@@ -18,17 +19,20 @@ from sbi_core.priors import UniformPrior
 from sbi_core.settings import EMBEDDING, PROGRAMS
 from sbi_core.simulator import Simulator
 
+UTILITIES = ("posterior_gain", "contrastive_bound", "expected_width", "expected_limit_width")
+"""Functions of the design room that a study may choose by."""
+
 
 def build(config: Mapping[str, Any], group: str) -> Any:
     """Make what a configuration names: the only place where a name becomes an object.
 
     Args:
         config: `_target_`, one of our own names or a dotted path, and options for it.
-        group: simulator, estimator, loss, prior (or study, which is only checked).
+        group: simulator, estimator, loss, prior, utility, cost (or study, which is only checked).
 
     Returns:
-        A simulator; a function of the data that makes an estimator; a loss; or a function of the parameters and of
-        the simulator's own prior that makes a distribution.
+        A simulator; a function of the data that makes an estimator; a loss, utility or cost; or a function of the
+        parameters and of the simulator's own prior that makes a distribution.
 
     Raises:
         InputError: naming `_target_`, or the option, with near matches.
@@ -68,15 +72,14 @@ def _find(target: Any, group: str) -> Any:
         raise InputError(f"{group}._target_ = {target!r}: expected a name; {nearest(str(target), own)}")
     if "." not in target:
         if target not in own:
-            dotted = " Your own class needs its module: my_module.MyClass."
-            raise InputError(f"{group}._target_ = {target}: {nearest(target, own)}{dotted}")
+            known = f"{nearest(target, own)} Your own class" if own else "your own function"
+            raise InputError(f"{group}._target_ = {target}: {known} needs its module: my_module.MyClass.")
         return own[target]
     module, _, name = target.rpartition(".")
     kinds: dict[str, type] = {"simulator": Simulator, "prior": Distribution}
     kinds |= {"estimator": nn.Module, EMBEDDING: nn.Module}
-    expected = (
-        f"a subclass of {kinds[group].__name__}" if group in kinds else "a function with the argument 'estimator'"
-    )
+    first = "design" if group == "cost" else "estimator"
+    expected = f"a subclass of {kinds[group].__name__}" if group in kinds else f"a function with the argument '{first}'"
     try:
         thing = getattr(importlib.import_module(module), name)
     except ImportError as error:
@@ -87,7 +90,7 @@ def _find(target: Any, group: str) -> Any:
     if group in kinds:
         fits = isinstance(thing, type) and issubclass(thing, kinds[group])
     else:
-        fits = inspect.isfunction(thing) and next(iter(inspect.signature(thing).parameters), "") == "estimator"
+        fits = inspect.isfunction(thing) and next(iter(inspect.signature(thing).parameters), "") == first
     if not fits:
         raise InputError(f"{group}._target_ = {target} is refused: expected {expected}.")
     return thing
@@ -111,6 +114,10 @@ def _registry(group: str) -> dict[str, Any]:
     """Our own names of a group."""
     if group == "prior":
         return {"default": _default_prior, "uniform": _uniform_prior}
+    if group == "cost":
+        return {}
+    if group == "utility":
+        return {name: getattr(sbi_core.design, name) for name in UTILITIES}
     package = sbi_core.simulators if group == "simulator" else sbi_core.estimators
     things = {name: getattr(package, name) for name in package.__all__}
     if group == "simulator":

@@ -146,7 +146,7 @@ def _check(program: Program, overrides: Sequence[Override], groups: dict[str, li
             continue
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
         for value in values:
-            if isinstance(value, dict) or (value is None and key == "simulator"):
+            if isinstance(value, dict) or (value is None and key in ("simulator", "cost")):
                 continue
             if str(value) not in groups[key]:
                 raise InputError(f"{key}={value}: {nearest(str(value), groups[key])}")

@@ -19,6 +19,10 @@ MANNER = ("workers", "device", "progress", "run_dir")
 Rule = tuple[Callable[[Any], bool], str]
 
 
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
 def _whole(least: int, *, or_null: bool = False) -> Rule:
     def fits(value: Any) -> bool:
         return (or_null and value is None) or (type(value) is int and value >= least)
@@ -161,7 +165,51 @@ RUN = Program(
     rules=_RUN,
     paths=("run_dir", "x_obs", "data"),
 )
-PROGRAMS = (RUN,)
+
+DESIGN = Program(
+    name="sbi-design",
+    config="design",
+    world="muon_pairs",
+    groups=("simulator", "prior", "utility", "cost"),
+    observed=(
+        *("truth", "answers", "candidates", "start", "rounds", "spend", "cost", "width", "noise", "utility"),
+        *("baselines", "gain", "inference"),
+    ),
+    sections=("gain", "inference"),
+    rules={
+        **{key: _RUN[key] for key in ("name", "run_dir", "seed", "workers", "device", "progress")},
+        **{key: rule for key, rule in _RUN.items() if key.startswith("inference.")},
+        "events": _whole(1, or_null=True),
+        "luminosity": _RATE,
+        "truth": (
+            lambda value: value in (None, "random") or _is_named(value),
+            "values by name, '{mass: 1.5}', or random (or null)",
+        ),
+        "answers": (lambda value: value is None or isinstance(value, str), "the name of a folder (or null)"),
+        "candidates": (
+            lambda value: value is None or _numbers(value) or _is_lattice(value),
+            "a list of designs, or '{energy: [60, 130, 29]}' for 29 from 60 to 130 (or null)",
+        ),
+        "start": (lambda value: value is None or _numbers(value), "a list of designs (or null)"),
+        "rounds": _whole(1),
+        "spend": _RATE,
+        "width": (
+            lambda value: value is None or (_is_named(value) and all(v > 0 for v in value.values())),
+            "standard deviations by name, '{mass: 0.1}' (or null)",
+        ),
+        "noise": (lambda value: _is_finite(value) and value >= 0, "a number, at least 0"),
+        "n_simulations": _whole(1, or_null=True),
+        "labels": (lambda value: value in ("auto", "hard", "gold"), "one of auto, hard, gold"),
+        "baselines": _whole(0),
+        "gain.n": _whole(8),
+        "gain.inner": _whole(8),
+        "gain.budget": _whole(4),
+        "gain.confirm": _FLAG,
+    },
+    paths=("run_dir", "answers"),
+)
+PROGRAMS = (RUN, DESIGN)
+"""All commands."""
 
 
 def _numbers(value: Any) -> bool:
@@ -176,6 +224,15 @@ def _is_device(value: Any) -> bool:
     except (RuntimeError, TypeError):
         return False
     return isinstance(value, str)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(map(_is_finite, value.values()))
+
+
+def _is_lattice(value: Any) -> bool:
+    parts = list(value.values()) if isinstance(value, Mapping) else []
+    return bool(parts) and all(_numbers(p) and len(p) == 3 and type(p[2]) is int and p[2] >= 1 for p in parts)
 
 
 def _is_ranges(value: Any) -> bool:

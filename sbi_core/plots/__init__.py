@@ -1,7 +1,7 @@
 """Pictures, with matplotlib. Every function draws on `axes` (new ones if none are given) and returns them."""
 
 from sbi_core.plots.checks import closure, coverage, ranks
-from sbi_core.plots.design import gain_curve, gain_curves, gains_by_round, shrinking, widths_by_round
+from sbi_core.plots.design import gain_curve, gain_curves, gain_map, gains_by_round, shrinking, widths_by_round
 from sbi_core.plots.limits import coverage_map, neyman_belt, profile, ratio_calibration, region
 from sbi_core.plots.posteriors import corner, posterior_1d, posterior_2d
 from sbi_core.plots.run import board, gold_scores, learned_against_exact, log_ratios, observation, training_curves
@@ -22,6 +22,7 @@ __all__ = [
     "coverage_map",
     "gain_curve",
     "gain_curves",
+    "gain_map",
     "gains_by_round",
     "gold_scores",
     "learned_against_exact",

@@ -35,9 +35,7 @@ def gain_curve(choice: Any, *, label: str | None = None, colour: Any = BLUE, axe
     axes.fill_between(at, value - error, value + error, color=colour, alpha=0.25, lw=0)
     best = float(choice.gain.value) / float(choice.costs[int((choice.candidates - choice.design).norm(dim=1).argmin())])
     axes.plot([float(choice.design)], [best], "o", ms=7, color=colour, mec="white", mew=1.2, zorder=4)
-    per_cost = "" if bool((choice.costs == 1).all()) else " per cost"
-    nats = "expected information gain [nats]" if choice.gain.method == "posterior read-out" else choice.gain.method
-    axes.set(xlabel=design.label, ylabel=f"{nats}{per_cost}")
+    axes.set(xlabel=design.label, ylabel=_what(choice))
     axes.set_ylim(bottom=min(0.0, float(np.nanmin(value - error))))
     return axes
 
@@ -87,19 +85,32 @@ def shrinking(loop: Any, parameters: Sequence[int] = (0, 1), *, truth: Any = Non
     return axes
 
 
+def gain_map(choice: Any, *, axes: Any = None) -> Any:
+    """Draw a `Choice` over its first two design axes: candidates coloured by utility, and the chosen design."""
+    if len(choice.designs) < 2:
+        raise InputError("a map of gains needs two design axes; see gain_curve for one.")
+    axes = on(axes)
+    found = axes.scatter(*choice.candidates[:, :2].T.numpy(), c=choice.values.numpy(), cmap=blues(), s=28)
+    axes.plot(*choice.design[:2].tolist(), "x", color=VERMILION, ms=9, mew=2.2, label="chosen")
+    axes.set(xlabel=choice.designs[0].label, ylabel=choice.designs[1].label)
+    axes.figure.colorbar(found, ax=axes, label=_what(choice))
+    axes.legend(loc="best")
+    return axes
+
+
 def gains_by_round(loop: Any, *, axes: Any = None) -> Any:
     """Draw what the rounds of a loop were expected to teach, with errors, and what they taught, both summed up."""
     axes = on(axes)
-    asked = [one for one in loop.experiments if one.predicted is not None]
+    asked = [(k + 1, one) for k, one in enumerate(loop.experiments) if one.predicted is not None]
     if not asked:
         raise InputError("no round of this loop was predicted.")
-    number = np.arange(1, len(asked) + 1)
-    predicted = np.cumsum([one.predicted.value for one in asked])
-    error = np.sqrt(np.cumsum([one.predicted.error**2 for one in asked]))
-    realised = np.array([one.realised for one in asked])
+    number = [k for k, _ in asked]
+    predicted = np.cumsum([one.predicted.value for _, one in asked])
+    error = np.sqrt(np.cumsum([one.predicted.error**2 for _, one in asked]))
+    realised = np.array([one.realised for _, one in asked])
     axes.errorbar(number, predicted, error, fmt="o-", ms=5, color=BLUE, capsize=2, label="predicted")
     axes.plot(number, np.cumsum(realised), "s--", ms=5, color=ORANGE, label="realised")
-    axes.set(xlabel="rounds that were predicted", ylabel="information [nats]", xticks=_ticks(len(asked)))
+    axes.set(xlabel="round", ylabel="information since [nats]", xticks=number[:: 1 + len(number) // 12])
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
     return axes
@@ -127,6 +138,13 @@ def widths_by_round(loops: Mapping[str, Sequence[Any]], parameter: int = 0, *, a
     axes.set(xlabel="round", ylabel=f"posterior sd of {axis.label}", yscale="log", xticks=_ticks(longest))
     axes.legend(loc="best")
     return axes
+
+
+def _what(choice: Any) -> str:
+    """What a choice was made by, for a label."""
+    read_out = choice.gain.method.startswith("posterior read-out")
+    per_cost = "" if bool((choice.costs == 1).all()) else " per cost"
+    return f"{'expected information gain [nats]' if read_out else choice.gain.method}{per_cost}"
 
 
 def _shades(count: int) -> list[tuple[Any, int]]:

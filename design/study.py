@@ -1,0 +1,290 @@
+"""A study of `sbi-design`: the loop, what it is compared with, and what is left of it in the run folder."""
+
+import inspect
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_core.command import Asked
+from sbi_core.design.choice import Cost, Utility
+from sbi_core.design.experiment import Experiment, Loop
+from sbi_core.design.learning import learn
+from sbi_core.design.loop import pooled, run_loop
+from sbi_core.design.nature import Folder, Hidden, Nature
+from sbi_core.estimators import load_estimator
+from sbi_core.events import Events
+from sbi_core.inference import Posterior
+from sbi_core.priors import UniformPrior, describe
+from sbi_core.results import LEVEL, sentences
+from sbi_core.run_folder import write_json, write_npz, write_record
+from sbi_core.seeding import derived_seed, seeded
+from sbi_core.settings import DESIGN
+from sbi_core.simulator import Simulator
+from sbi_core.store import package_versions
+
+SAMPLES = 10_000
+"""Posterior samples that are written."""
+
+
+@dataclass(frozen=True)
+class Study(Asked):
+    """What is to be done: the settings, with their objects.
+
+    Attributes:
+        simulator: one experiment; `Events` for runs.
+        prior: the first belief.
+        utility: what an experiment is wanted for.
+        cost: of a design; `None` for 1.
+        candidates: designs to choose from, (C, K); `None` searches the box.
+        start: designs of the first rounds, (S, K).
+        truth: theta of a simulated nature, (D,); `None` asks for answers.
+    """
+
+    simulator: Simulator
+    prior: Distribution
+    utility: Utility
+    cost: Cost | None
+    candidates: Tensor | None
+    start: Tensor | None
+    truth: Tensor | None
+
+    @property
+    def answers(self) -> Path:
+        """The folder where outcomes are dropped."""
+        return Path(self.plain["answers"] or self.folder / "answers")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study has found.
+
+    Attributes:
+        study: what was asked.
+        loop: its rounds.
+        baselines: loops of random designs at the same truth.
+        exact: posterior of the same outcomes by the exact likelihood, where an estimator was learned.
+        learned: how the estimator was learned, as plain data; `None` if the exact likelihood was read.
+        seconds: stage -> wall time.
+    """
+
+    study: Study
+    loop: Loop
+    baselines: tuple[Loop, ...]
+    exact: Posterior | None
+    learned: Mapping[str, Any] | None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next step is the experimenter's."""
+        return self.study.truth is None and self.loop.stopped.startswith("waiting")
+
+    def headline(self) -> str:
+        """The result in one line."""
+        done = len(self.loop.experiments)
+        said = "; ".join(sentences(self.loop.posterior)) if done else "nothing has been observed"
+        if self.waiting:
+            question = json.loads((self.study.answers / f"{done:03d}.ask.json").read_text())
+            at = ", ".join(f"{name} = {value:.6g}" for name, value in question["design"].items())
+            where = self.study.answers / f"{done:03d}.npy (or .csv, .npz)"
+            go_on = f"Write its outcome to {where}, and go on with run_dir={self.study.folder}"
+            return f"{said}. Next experiment: {at}. {go_on}"
+        return f"{said} after {done} experiment{'s' if done != 1 else ''} ({self.loop.stopped})"
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for `summary.json`."""
+        asked = [one for one in self.loop.experiments if one.predicted is not None]
+        ratio = self.loop.predicted_over_realised() if len(asked) > 1 else (math.nan, math.nan)
+        axes = self.study.simulator.parameters
+        final = [loop.posterior.stddev.tolist() for loop in self.baselines]
+        return {
+            "result": self.headline(),
+            "stopped": self.loop.stopped,
+            "rounds": [_round(one, self.study.simulator) for one in self.loop.experiments],
+            "predicted over realised": {"value": ratio[0], "error": ratio[1], "rounds": len(asked)},
+            "truth": None if self.study.truth is None else _named(axes, self.study.truth),
+            "sd of random designs": [_named(axes, sd) for sd in final],
+            "exact": None if self.exact is None else sentences(self.exact),
+            "learned": self.learned,
+            "flags": self.flags(),
+            "seed": self.study.seed,
+            "seconds": dict(self.seconds),
+            "versions": package_versions(),
+            "settings": dict(self.study.settings),
+        }
+
+    def flags(self) -> list[str]:
+        """What a careful reader should know, in sentences."""
+        found = list(self.loop.flags)
+        for number, one in enumerate(self.loop.experiments):
+            said = [*(one.choice.flags if one.choice else ()), *(one.predicted.flags if one.predicted else ())]
+            found += [f"round {number}: {text}" for text in dict.fromkeys([*said, *one.posterior.flags])]
+        return found
+
+
+def run_study(study: Study) -> Findings:
+    """Learn if that is asked, run the loop and what it is compared with, and write the report.
+
+    Everything is kept in the run folder as it comes; run again, a study goes on where it was.
+
+    Raises:
+        SbiError: whatever went wrong.
+    """
+    from sbi_core.design.report import write_report  # loads matplotlib
+
+    clock: dict[str, float] = {}
+    study.folder.mkdir(parents=True, exist_ok=True)
+    record = {"settings": study.settings, "seed": study.seed, "prior": describe(study.prior)}
+    write_record(DESIGN, study.folder, {**record, "versions": package_versions()})
+    with _timed("learn", clock):
+        estimator, learned = _estimator(study)
+    with _timed("run the loop", clock):
+        loop = _loop(study, estimator)
+    with _timed("compare", clock):
+        compared = _baselines(study, estimator, len(loop.experiments)), _exact(study, loop)
+    findings = Findings(study, loop, *compared, learned, clock)
+    if loop.experiments:
+        with seeded(study.seed):
+            samples = loop.posterior.sample(torch.Size([SAMPLES]))
+        axes = [axis.name for axis in study.simulator.parameters]
+        write_npz(study.folder / "posterior.npz", samples=samples, parameters=axes)
+    write_json(study.folder / "summary.json", findings.summary())
+    write_report(study.folder / "report.html", findings)
+    return findings
+
+
+def _estimator(study: Study) -> tuple[Any, dict[str, Any] | None]:
+    """What reads outcomes, and how it was learned."""
+    n, model, notes = study.plain["n_simulations"], study.folder / "model", study.folder / "learned.json"
+    if n is None:
+        return None, None
+    if notes.is_file():
+        found: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
+        return load_estimator(model), found
+    _say(f"learn from {n:,} simulated events")
+    one = study.simulator.simulator if isinstance(study.simulator, Events) else study.simulator
+    at: Any = UniformPrior(one.designs)
+    if study.candidates is not None:
+        at = study.candidates if study.start is None else torch.cat([study.candidates, study.start]).unique(dim=0)
+    options = {"labels": study.plain["labels"], "workers": study.plain["workers"], "device": study.plain["device"]}
+    learned = learn(one, study.prior, n, designs=at, seed=derived_seed(study.seed, 1), **options)
+    learned.estimator.save(model)
+    found = {"labels": learned.labels, "simulations": n, "excess": learned.excess, "loss": learned.fit.loss}
+    found |= {"certificate": asdict(learned.certificate), "flags": list(learned.fit.flags)}
+    write_json(notes, found)
+    return learned.estimator, found
+
+
+def _loop(study: Study, estimator: Any) -> Loop:
+    """The loop itself."""
+    plain, count = study.plain, 0
+    truth, seed = study.truth, derived_seed(study.seed, 2)
+    nature: Nature = Folder(study.answers, study.simulator.designs)
+    if truth is not None:
+        nature = Hidden(study.simulator, truth, seed=seed)
+
+    def said(one: Experiment) -> None:
+        nonlocal count
+        count += 1
+        expected = "" if one.predicted is None else f", {one.predicted.value:.3g} +- {one.predicted.error:.1g} expected"
+        widths = _named(study.simulator.parameters, one.posterior.stddev)
+        now = ", ".join(f"{name} {value:.3g}" for name, value in widths.items())
+        where = ", ".join(
+            f"{name} = {value:.5g}" for name, value in _named(study.simulator.designs, one.design).items()
+        )
+        _say(f"round {count}: {where}; {one.realised:.3g} nats{expected}; sd {now}")
+
+    accepted = inspect.signature(study.utility).parameters
+    options = {key: plain["gain"][key] for key in ("n", "inner") if key in accepted}
+    return run_loop(
+        study.simulator,
+        nature,
+        candidates=study.candidates,
+        utility=study.utility,
+        rounds=plain["rounds"],
+        spend=math.inf if plain["spend"] is None else plain["spend"],
+        cost=study.cost,
+        width=plain["width"],
+        noise=plain["noise"],
+        folder=study.folder / "loop",
+        workers=plain["workers"],
+        callback=said if plain["progress"] else None,
+        budget=plain["gain"]["budget"],
+        confirm=plain["gain"]["confirm"],
+        **_common(study, estimator),
+        **options,
+    )
+
+
+def _common(study: Study, estimator: Any) -> dict[str, Any]:
+    """What the loop and those it is compared with share."""
+    return {
+        "estimator": estimator,
+        "prior": study.prior,
+        "start": study.start,
+        "seed": derived_seed(study.seed, 0),
+        "inference": study.plain["inference"],
+    }
+
+
+def _baselines(study: Study, estimator: Any, rounds: int) -> tuple[Loop, ...]:
+    """Loops of as many random designs."""
+    if study.truth is None or not rounds:
+        return ()
+    found = []
+    for k in range(study.plain["baselines"]):
+        seed, nature = derived_seed(study.seed, 4, k), derived_seed(study.seed, 5, k)
+        options = {**_common(study, estimator), "seed": seed, "folder": study.folder / "random" / f"{k:03d}"}
+        hidden = Hidden(study.simulator, study.truth, seed=nature)
+        options |= {"policy": "random", "candidates": study.candidates, "rounds": rounds}
+        found.append(run_loop(study.simulator, hidden, **options))
+    return tuple(found)
+
+
+def _exact(study: Study, loop: Loop) -> Posterior | None:
+    """The exact posterior of the same outcomes, if there is one and another was used."""
+    if study.plain["n_simulations"] is None or not study.simulator.is_exact or not loop.experiments:
+        return None
+    outcomes = [(one.design, one.x_obs, one.n_events) for one in loop.experiments]
+    return pooled(study.simulator, study.prior, outcomes, seed=study.seed, inference=study.plain["inference"])
+
+
+def _round(one: Experiment, simulator: Simulator) -> dict[str, Any]:
+    """One round as plain data."""
+    low, high = one.posterior.credible_interval(LEVEL)
+    gain = one.predicted
+    return {
+        "design": _named(simulator.designs, one.design),
+        "predicted": None if gain is None else {"value": gain.value, "error": gain.error, "method": gain.method},
+        "realised": one.realised,
+        "mean": _named(simulator.parameters, one.posterior.mean),
+        "sd": _named(simulator.parameters, one.posterior.stddev),
+        "low": _named(simulator.parameters, low),
+        "high": _named(simulator.parameters, high),
+        "verdicts": dict(one.posterior.verdicts),
+    }
+
+
+def _named(axes: Any, values: Any) -> dict[str, float]:
+    return {axis.name: float(value) for axis, value in zip(axes, values, strict=True)}
+
+
+@contextmanager
+def _timed(stage: str, clock: dict[str, float]) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    clock[stage] = time.perf_counter() - begun
+
+
+def _say(text: str) -> None:
+    print(f"{DESIGN.name}: {text}", file=sys.stderr, flush=True)
