@@ -97,7 +97,9 @@ class Findings:
             question = json.loads((self.study.answers / f"{done:03d}.ask.json").read_text())
             at = ", ".join(f"{name} = {value:.6g}" for name, value in question["design"].items())
             where = self.study.answers / f"{done:03d}.npy (or .csv, .npz)"
-            go_on = f"Write its outcome to {where}, and go on with run_dir={self.study.folder}"
+            targets = {group: (self.study.plain.get(group) or {}).get("_target_", "") for group in DESIGN.groups}
+            code = [f" {group}._target_={target}" for group, target in targets.items() if "." in target]
+            go_on = f"Write its outcome to {where}, and go on with run_dir={self.study.folder}{''.join(code)}"
             return f"{said}. Next experiment: {at}. {go_on}"
         return f"{said} after {done} experiment{'s' if done != 1 else ''} ({self.loop.stopped})"
 

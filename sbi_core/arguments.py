@@ -64,7 +64,7 @@ def read_arguments(program: Program, arguments: Sequence[str]) -> Request:
         given = _parse(overrides, multirun=parsed.multirun)
         given += _parse(_implied(program, given), multirun=False)
         _check(program, given, groups)
-        passed = [_passed_on(program, override) for override in given]
+        passed = [text for override in given for text in _passed_on(program, override)]
         jobs = _jobs(_parse(passed, multirun=parsed.multirun))
         name = parsed.config_name or program.config
         configs = [_compose(name, job) for job in jobs]
@@ -165,14 +165,17 @@ def _implied(program: Program, given: Sequence[Override]) -> list[str]:
     return implied
 
 
-def _passed_on(program: Program, override: Override) -> str:
-    """An option of a group may be new to Hydra: `build` checks it against the constructor."""
+def _passed_on(program: Program, override: Override) -> list[str]:
+    """An option of a group may be new to Hydra: `build` checks it against the constructor. Values by name replace."""
     text = str(override.input_line)
     key = str(override.key_or_group)
-    if key in (*program.groups, "study") and override.value() is None and not override.is_sweep_override():
-        return f"~{key}"
+    one = not override.is_sweep_override() and not override.is_delete()
+    if key in (*program.groups, "study") and one and override.value() is None:
+        return [f"~{key}"]
+    if key in program.rules and one and isinstance(override.value(), dict):
+        return [f"~{key}", f"+{text.lstrip('+')}"]
     free = key.split(".")[0] in program.groups and "." in key and not override.is_delete()
-    return f"++{text.lstrip('+')}" if free else text
+    return [f"++{text.lstrip('+')}" if free else text]
 
 
 def _subfolders(given: Sequence[Override]) -> list[str]:
