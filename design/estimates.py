@@ -13,7 +13,7 @@ from sbi_core.simulations import Simulations
 Term = Callable[[Tensor, Tensor, int], Tensor]
 """log sum_l p (M,), posterior mean of log p, theta and theta^2 (M, 1 + 2 D), L -> (M,)."""
 
-ENOUGH = 20
+ENOUGH = 5
 """Experiments for each control variate, below which none are used."""
 
 WORSE = 0.7
@@ -133,15 +133,24 @@ def _jackknifed(parts: Sequence[tuple[Tensor, Tensor | None]], drawn: bool, corr
     means = torch.stack([mean for mean, _ in left])
     bias = (len(left) - 1) * (means.mean() - value)
     inner = (len(left) - 1) * means.var(correction=0)
-    outer = rest.var() / len(rest) if drawn else torch.zeros_like(inner)
+    outer = rest.square().sum() * _lost(len(rest), parts[0][1]) / len(rest) if drawn else torch.zeros_like(inner)
     return float(value - bias if corrected else value), float((outer + inner).sqrt())
 
 
 def _mean(value: Tensor, off: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean () of values (M,), and the values, less what they share with controls (M, C) whose true average is 0."""
+    """Mean () of values (M,), less what they share with controls (M, C) whose true average is 0; and the rest (M,)."""
     if off is None:
-        return value.mean(), value
+        return value.mean(), value - value.mean()
     off = off / off.std(0).clamp(min=1e-300)
     centred = off - off.mean(0)
     slope = torch.linalg.lstsq(centred, (value - value.mean())[:, None], driver="gelsd").solution[:, 0]
-    return value.mean() - off.mean(0) @ slope, value - centred @ slope
+    return value.mean() - off.mean(0) @ slope, value - value.mean() - centred @ slope
+
+
+def _lost(n: int, off: Tensor | None) -> float:
+    """Variance of a mean over that of the residuals' sum of squares, with slopes of C controls from the same n values.
+
+    1 / (n - C - 1), and (n - 2) / (n - C - 2) for the slopes (Lavenberg & Welch, Management Science 27 (1981) 322).
+    """
+    controls = 0 if off is None else off.shape[1]
+    return (n - 2) / ((n - controls - 1) * (n - controls - 2)) if controls else 1 / (n - 1)

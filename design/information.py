@@ -42,8 +42,9 @@ def posterior_gain(
     With weights w_l = e^f(theta_l, x) / sum e^f over L thetas of the belief, KL = sum_l w_l f(theta_l, x) - log Z, Z
     the mean of e^f. The theta that made x is integrated out, so the terms spread less than log ratios do, and much less
     once their regression on the posterior means of theta and theta^2 is taken off, which average to the belief's own
-    (if they do not, f is wrong, and a flag says so). The bias of order 1 / L is taken off by the jackknife. Class
-    labels are summed over instead of simulated, if f is normalised in x: then no call of the simulator is needed.
+    (if they do not, f is wrong, and a flag says so). The bias of order 1 / L is taken off by the jackknife. Where few
+    thetas of the belief matter to an experiment, half of the L are drawn near its posterior, and weighted. Class labels
+    are summed over instead of simulated, if f is normalised in x: then no call of the simulator is needed.
     Labels come as often as f says, everything else as the simulator makes it.
     It is no bound: where f is wrong, it may be on either side (see `contrastive_bound`).
 
@@ -63,7 +64,7 @@ def posterior_gain(
     estimator = of_runs(estimator, simulator)
     if _sums_labels(estimator, simulator):
         return _over_labels(estimator, simulator, prior, design, inner, seed)
-    found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed)
+    found = roll(reader(estimator), simulator, prior, design, n=n, inner=inner, seed=seed, near=True)
     flags, method = doubts(found), "posterior read-out"
     return _said(_gain(found, _divergence, NONE, method, corrected=True, controlled=not flags, flags=flags))
 
