@@ -16,8 +16,8 @@ Term = Callable[[Tensor, Tensor, int], Tensor]
 ENOUGH = 5
 """Experiments for each control variate, below which none are used."""
 
-WORSE = 0.7
-"""Control variates are given up if the error without them is less than this part of that with them.
+WORTH = 0.7
+"""Control variates are used if their error is less than this part of that without them.
 
 Of two errors that are much the same the smaller is not the better: it is rather the one found too small.
 """
@@ -77,7 +77,8 @@ class Rollouts:
             controlled: whether to take off what the term shares with the posterior means of theta and theta^2, whose
                 average over experiments is known: the belief's own, if f is right (see `balance`). Control variates
                 with slopes from the same experiments, whose bias is of order 1 / M; not where L is far below M, which
-                they make worse.
+                they make worse. That the slopes depend on the inner set belongs to the error, but not to the bias,
+                of which the jackknife would make fifteen times their noise.
 
         Raises:
             InputError: for a term that is not finite.
@@ -89,11 +90,18 @@ class Rollouts:
                 "could have made these x (raise inner), or not even their own."
             )
         left = [torch.where(value.isfinite(), value, each) for value in (term(*part) for part in self._parts[1:])]
-        plain = _jackknifed([(value, None) for value in (each, *left)], drawn, corrected)
-        if not controlled or len(each) <= ENOUGH * self.before.shape[1]:
+        plain = _jackknifed((each, *left), _freedom(len(each), 0), drawn, corrected)
+        controls = self.before.shape[1]
+        if not controlled or len(each) <= ENOUGH * controls:
             return plain
-        better = _jackknifed(list(zip((each, *left), self._off, strict=True)), drawn, corrected)
-        return plain if plain[1] < WORSE * better[1] else better
+        slopes = [_slopes(*pair) for pair in zip((each, *left), self._off, strict=True)]
+        fixed, free = (
+            [value - off @ slope for value, off, slope in zip((each, *left), self._off, used, strict=True)]
+            for used in ([slopes[0]] * len(slopes), slopes)
+        )
+        freedom = _freedom(len(each), controls)
+        better = _jackknifed(fixed, freedom, drawn, corrected)[0], _jackknifed(free, freedom, drawn, corrected)[1]
+        return better if better[1] < WORTH * plain[1] else plain
 
     def balance(self) -> float:
         """p-value of "posterior means of theta and theta^2 average to the belief's own": below 1e-4, f is wrong.
@@ -127,30 +135,27 @@ class Rollouts:
         return float(1 / (self.log_square.logsumexp(1) - 2 * self.log_sum.logsumexp(1)).exp().mean())
 
 
-def _jackknifed(parts: Sequence[tuple[Tensor, Tensor | None]], drawn: bool, corrected: bool) -> tuple[float, float]:
-    """Mean and error of values (M,) that have control variates (M, C) or none: in all, and without each block."""
-    (value, rest), *left = (_mean(*part) for part in parts)
-    means = torch.stack([mean for mean, _ in left])
+def _jackknifed(values: Sequence[Tensor], freedom: float, drawn: bool, corrected: bool) -> tuple[float, float]:
+    """Mean and error of values (M,), in all, and without each block; `freedom` is that of their sum of squares."""
+    value, *left = (each.mean() for each in values)
+    means = torch.stack(left)
     bias = (len(left) - 1) * (means.mean() - value)
     inner = (len(left) - 1) * means.var(correction=0)
-    outer = rest.square().sum() * _lost(len(rest), parts[0][1]) / len(rest) if drawn else torch.zeros_like(inner)
+    outer = (values[0] - value).square().sum() / (len(values[0]) * freedom) if drawn else torch.zeros_like(inner)
     return float(value - bias if corrected else value), float((outer + inner).sqrt())
 
 
-def _mean(value: Tensor, off: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean () of values (M,), less what they share with controls (M, C) whose true average is 0; and the rest (M,)."""
-    if off is None:
-        return value.mean(), value - value.mean()
-    off = off / off.std(0).clamp(min=1e-300)
-    centred = off - off.mean(0)
-    slope = torch.linalg.lstsq(centred, (value - value.mean())[:, None], driver="gelsd").solution[:, 0]
-    return value.mean() - off.mean(0) @ slope, value - value.mean() - centred @ slope
+def _slopes(value: Tensor, off: Tensor) -> Tensor:
+    """Regression of values (M,) on controls (M, C), as (C,)."""
+    scale = off.std(0).clamp(min=1e-300)
+    centred = (off - off.mean(0)) / scale
+    found: Tensor = torch.linalg.lstsq(centred, (value - value.mean())[:, None], driver="gelsd").solution[:, 0]
+    return found / scale
 
 
-def _lost(n: int, off: Tensor | None) -> float:
-    """Variance of a mean over that of the residuals' sum of squares, with slopes of C controls from the same n values.
+def _freedom(n: int, controls: int) -> float:
+    """n - 1, less what slopes of C controls from the same n values cost: n - C - 1, and (n - C - 2) / (n - 2) of it.
 
-    1 / (n - C - 1), and (n - 2) / (n - C - 2) for the slopes (Lavenberg & Welch, Management Science 27 (1981) 322).
+    Lavenberg & Welch, Management Science 27 (1981) 322.
     """
-    controls = 0 if off is None else off.shape[1]
-    return (n - 2) / ((n - controls - 1) * (n - controls - 2)) if controls else 1 / (n - 1)
+    return (n - controls - 1) * (n - controls - 2) / (n - 2) if controls else n - 1
