@@ -54,31 +54,18 @@ class Choice:
     @property
     def values(self) -> Tensor:
         """Utility per cost of each candidate, (C,); NaN for the excluded."""
-        return torch.tensor([math.nan if g is None else g.value for g in self.gains]).double() / self.costs
+        return _column([math.nan if g is None else g.value for g in self.gains]) / self.costs
 
     @property
     def errors(self) -> Tensor:
         """Standard errors of these, (C,)."""
-        return torch.tensor([math.nan if g is None else g.error for g in self.gains]).double() / self.costs
+        return _column([math.nan if g is None else g.error for g in self.gains]) / self.costs
 
     def __str__(self) -> str:
         at = ", ".join(
             f"{axis.name} = {value:.4g}" for axis, value in zip(self.designs, self.design.tolist(), strict=True)
         )
         return f"{at}: {self.gain}, of {len(self.candidates)} candidates, {len(self.excluded)} of them excluded"
-
-    def draw(self, axes: Any) -> Any:
-        """Draw the curve with its error bars, for one design axis; returns the axes, ()."""
-        if len(self.designs) != 1:
-            raise InputError(f"Choice.draw: a curve needs one design, these are {names(self.designs)}.")
-        order = self.candidates[:, 0].argsort()
-        at, value, error = (v[order].numpy() for v in (self.candidates[:, 0], self.values, self.errors))
-        axes.errorbar(at, value, error, fmt="o-", ms=3, lw=1, capsize=2, color="#0072B2")
-        axes.axvline(float(self.design), color="#D55E00", lw=1, ls="--", label="chosen")
-        per_cost = "" if bool((self.costs == 1).all()) else " per cost"
-        axes.set(xlabel=self.designs[0].label, ylabel=f"{self.gain.method}{per_cost}")
-        axes.legend()
-        return axes
 
 
 def propose(
@@ -137,7 +124,7 @@ def propose(
     seen = [judge(design) for design in points]
     gains = tuple(None if isinstance(one, str) else one for one in seen)
     excluded = {k: one for k, one in enumerate(seen) if isinstance(one, str)}
-    score = torch.tensor([-math.inf if g is None else g.value for g in gains]).double() / costs
+    score = _column([-math.inf if g is None else g.value for g in gains]) / costs
     again = replace(judge, options={**options, "seed": derived_seed(seed, 1)}, known={}) if confirm else judge
     for best in [*first, *score.argsort(descending=True, stable=True).tolist()]:
         if best in excluded:
@@ -197,6 +184,10 @@ class _Judge:
         pool = get_reusable_executor(max_workers=workers)
         found = pool.map(_utility, *([one] * len(designs) for one in self.ask), designs, [self.options] * len(designs))
         self.known.update(zip(map(tuple, designs.tolist()), found, strict=True))
+
+
+def _column(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def price(cost: Cost | None, design: Tensor) -> float:

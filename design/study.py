@@ -178,7 +178,8 @@ def _estimator(study: Study) -> tuple[Any, dict[str, Any] | None]:
     at: Any = UniformPrior(one.designs)
     if study.candidates is not None:
         at = study.candidates if study.start is None else torch.cat([study.candidates, study.start]).unique(dim=0)
-    options = {"labels": study.plain["labels"], "workers": study.plain["workers"], "device": study.plain["device"]}
+    options = {key: study.plain[key] for key in ("labels", "workers", "device")}
+    options |= {key: value for key, value in study.plain["training"].items() if value is not None}
     learned = learn(one, study.prior, n, designs=at, seed=derived_seed(study.seed, 1), **options)
     learned.estimator.save(model)
     found = {"labels": learned.labels, "simulations": n, "excess": learned.excess, "loss": learned.fit.loss}

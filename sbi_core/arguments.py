@@ -173,7 +173,7 @@ def _passed_on(program: Program, override: Override) -> list[str]:
     if key in (*program.groups, "study") and one and override.value() is None:
         return [f"~{key}"]
     if key in program.rules and one and isinstance(override.value(), dict):
-        return [f"~{key}", f"+{text.lstrip('+')}"]
+        return [f"{key}=null", f"++{text.lstrip('+')}"]
     free = key.split(".")[0] in program.groups and "." in key and not override.is_delete()
     return [f"++{text.lstrip('+')}" if free else text]
 

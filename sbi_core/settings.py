@@ -175,9 +175,13 @@ DESIGN = Program(
         *("truth", "answers", "candidates", "start", "rounds", "spend", "cost", "width", "noise", "utility"),
         *("baselines", "gain", "inference"),
     ),
-    sections=("gain", "inference"),
+    sections=("training", "gain", "inference"),
     rules={
         **{key: _RUN[key] for key in ("name", "run_dir", "seed", "workers", "device", "progress")},
+        **{
+            f"training.{key}": _RUN[f"training.{key}"]
+            for key in ("max_epochs", "batch_size", "patience", "learning_rate")
+        },
         **{key: rule for key, rule in _RUN.items() if key.startswith("inference.")},
         "events": _whole(1, or_null=True),
         "luminosity": _RATE,

@@ -3,7 +3,6 @@
 import math
 import re
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from design_toys import Slope, slope_gain
@@ -147,7 +146,7 @@ def test_the_chosen_gain_is_estimated_anew():
 
 def test_the_chosen_gain_is_unbiased():
     ends = [40.0, 50.0]
-    choices = [propose(RUNS, RUNS, TOY.prior, ends, seed=seed, n=32, inner=32) for seed in range(64)]
+    choices = [propose(RUNS, RUNS, TOY.prior, ends, seed=seed, n=10, inner=32) for seed in range(64)]
     assert z_of_mean([choice.gain.value for choice in choices], 0.1760) < 4
     assert z_of_mean([choice.values.max() for choice in choices], 0.1760) > 4, "saboteur: the larger of two"
 
@@ -202,22 +201,6 @@ def test_arguments():
         choose(iner=3)
 
 
-def test_a_choice_is_drawn_and_told():
+def test_a_choice_is_told():
     choice = choose(candidates=[2.0, 0.5, 1.0], **SMALL)
     assert re.match(r"d = 2: 0\.\d+ \+- 0\.\d+ ", str(choice)) and "3 candidates" in str(choice)
-    figure, axes = plt.subplots()
-    choice.draw(axes)
-    assert (
-        axes.get_xlabel() == "d"
-        and axes.get_ylabel() == "posterior read-out"
-        and axes.lines[0].get_xdata().tolist() == THREE
-    )
-    plt.close(figure)
-    world = DeathProcess()
-    two = propose(world, world, world.prior, [[1.0, 2.0]], height_of_two, seed=1)
-    with pytest.raises(InputError, match=r"a curve needs one design, these are \['t_1', 't_2'\]"):
-        two.draw(axes)
-
-
-def height_of_two(*given, seed):
-    return float(given[3].sum())
