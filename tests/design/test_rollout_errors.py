@@ -13,13 +13,13 @@ from torch.distributions import MultivariateNormal, Normal
 
 from sbi_core import Events, FunctionSimulator, InputError, Parameter, Simulator, UniformPrior
 from sbi_core.design.belief import points
-from sbi_core.design.estimates import Rollouts
+from sbi_core.design.estimates import Rollouts, _jackknifed
 from sbi_core.design.information import contrastive_bound, nested_bound, posterior_gain
 from sbi_core.design.readers import of_runs, reader
 from sbi_core.design.rollouts import experiments, roll, see
 from sbi_core.estimators import RatioEstimator
 from sbi_core.seeding import seeded
-from sbi_core.simulators import LinearGaussian
+from sbi_core.simulators import LinearGaussian, MuonPairs
 
 WORLD = LinearGaussian(1, latent_std=0.5, noise_std=0.5)
 GAIN = float(WORLD.information_gain())
@@ -59,6 +59,22 @@ def rms(values):
 
 SIZES = [(64, 512), (200, 128), (400, 32)]
 by_size = pytest.mark.parametrize(("n", "inner"), SIZES)
+
+
+MUONS = Events(MuonPairs(radiation=False), 200)
+
+
+def test_stated_error_where_controls_are_nearly_the_same():
+    """129 GeV teaches nothing about sin2_theta_w, whose posterior means move by what the inner set makes of chance."""
+    right, wrong = [], []
+    for seed in range(8):
+        one = roll(reader(MUONS), MUONS, MUONS.prior, torch.tensor([129.0]), n=128, inner=256, seed=seed)
+        right.append(one.estimate(divergence, corrected=True, controlled=True))
+        parts = [(divergence(*part), off) for part, off in zip(one._parts, one._off, strict=True)]
+        wrong.append(_jackknifed(parts, True, True))
+    for found, large_enough in ((right, True), (wrong, False)):
+        value, error = torch.tensor(found, dtype=torch.float64).unbind(1)
+        assert (rms((value - value.mean()) / error) < 1.1) == large_enough, "saboteur: slopes drawn anew each time"
 
 
 @by_size
