@@ -161,12 +161,12 @@ class GridPosterior(Posterior):
         return torch.stack(drawn, -1)
 
     def from_unit(self, unit: Tensor) -> Tensor:
-        """Quantiles of each axis given those before it: points of the unit cube (N, D) become theta (N, D); no batches.
+        """Quantiles of each axis given those before it: points of the unit cube (*, D) become theta (*, D); no batches.
 
         Uniform points then have this distribution, and evenly spread ones stay so (Rosenblatt, Ann. Math. Stat. 23
         (1952) 470).
         """
-        mass = self.mass()
+        shape, unit, mass = unit.shape, unit.flatten(0, -2), self.mass()
         cells: list[Tensor] = []
         theta: list[Tensor] = []
         for k, edge in enumerate(self._edges):
@@ -179,7 +179,7 @@ class GridPosterior(Posterior):
             share = ((at - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
             theta.append(edge[cell] + share * edge.diff()[cell])
             cells.append(cell[:, 0])
-        return torch.cat(theta, 1)
+        return torch.cat(theta, 1).reshape(shape)
 
     def _quantile(self, axis: int, level: float) -> Tensor:
         mass, edge = self.axis_mass(axis), self._edges[axis]
