@@ -205,7 +205,7 @@ def _loop(study: Study, estimator: Any) -> Loop:
         where = ", ".join(
             f"{name} = {value:.5g}" for name, value in _named(study.simulator.designs, one.design).items()
         )
-        _say(f"round {count}: {where}; {one.realised:.3g} nats{expected}; sd {now}")
+        _say(f"round {count - 1}: {where}; {one.realised:.3g} nats{expected}; sd {now}")
 
     accepted = inspect.signature(study.utility).parameters
     options = {key: plain["gain"][key] for key in ("n", "inner") if key in accepted}

@@ -80,7 +80,14 @@ def test_run_folder(finished: Path) -> None:
 def test_report(finished: Path) -> None:
     html = (finished / "report.html").read_text()
     assert "<script" not in html and html.count("<figure>") == 4
-    for text in ("Round by round", "Was it worth choosing?", "loops of random designs", "exact likelihood", "g = 1.2"):
+    for text in (
+        "Round by round",
+        "Was it worth choosing?",
+        "loops of random designs",
+        "nats more than",
+        "exact likelihood",
+        "g = 1.2",
+    ):
         assert text in html
     assert "learned from" not in html, "nothing was"
 

@@ -10,6 +10,8 @@ from sbi_core.plots.posteriors import threshold
 from sbi_core.plots.style import BLUE, GREY, ORANGE, VERMILION, blues, on
 from sbi_core.results import LEVEL
 
+DONE = "experiments done"
+
 SHOWN = 8
 """Rounds of which curves or regions are drawn, at most: the first, the last, and some between."""
 
@@ -47,8 +49,8 @@ def gain_curves(loop: Any, *, axes: Any = None) -> Any:
         raise InputError("no round of this loop chose its design by a utility.")
     for shade, k in _shades(len(chosen)):
         number, one = chosen[k]
-        gain_curve(one.choice, label=f"round {number + 1}", colour=shade, axes=axes)
-    axes.legend(ncols=1 + (len(chosen) > 4), loc="best")
+        gain_curve(one.choice, label=f"{number}", colour=shade, axes=axes)
+    axes.legend(ncols=1 + (len(chosen) > 4), loc="best", title=DONE)
     return axes
 
 
@@ -65,7 +67,7 @@ def shrinking(loop: Any, parameters: Sequence[int] = (0, 1), *, truth: Any = Non
         raise InputError("this loop has no experiments to show.")
     axes, axis = on(axes), loop.experiments[0].posterior.parameters
     for shade, k in _shades(len(loop.experiments)):
-        posterior, label = loop.experiments[k].posterior, f"after round {k + 1}"
+        posterior, label = loop.experiments[k].posterior, f"{k + 1}"
         if len(parameters) == 1:
             theta, density = posterior.curve(parameters[0])
             axes.plot(theta, density, color=shade, label=label)
@@ -81,7 +83,7 @@ def shrinking(loop: Any, parameters: Sequence[int] = (0, 1), *, truth: Any = Non
         axes.plot(*(float(truth[k]) for k in parameters), "x", color=VERMILION, ms=8, mew=2, label="truth", zorder=5)
     up = "posterior density" if len(parameters) == 1 else axis[parameters[1]].label
     axes.set(xlabel=axis[parameters[0]].label, ylabel=up)
-    axes.legend(loc="best")
+    axes.legend(loc="best", title=DONE, ncols=1 + (len(loop.experiments) > 5))
     return axes
 
 
@@ -110,7 +112,7 @@ def gains_by_round(loop: Any, *, axes: Any = None) -> Any:
     realised = np.array([one.realised for _, one in asked])
     axes.errorbar(number, predicted, error, fmt="o-", ms=5, color=BLUE, capsize=2, label="predicted")
     axes.plot(number, np.cumsum(realised), "s--", ms=5, color=ORANGE, label="realised")
-    axes.set(xlabel="round", ylabel="information since [nats]", xticks=number[:: 1 + len(number) // 12])
+    axes.set(xlabel=DONE, ylabel="information since [nats]", xticks=number[:: 1 + len(number) // 12])
     axes.set_ylim(bottom=0)
     axes.legend(loc="best")
     return axes
@@ -135,7 +137,7 @@ def widths_by_round(loops: Mapping[str, Sequence[Any]], parameter: int = 0, *, a
         if len(some) > 1:
             axes.fill_between(number, low, high, color=colour, alpha=0.25, lw=0)
     axis = next(iter(loops.values()))[0].experiments[0].posterior.parameters[parameter]
-    axes.set(xlabel="round", ylabel=f"posterior sd of {axis.label}", yscale="log", xticks=_ticks(longest))
+    axes.set(xlabel=DONE, ylabel=f"posterior sd of {axis.label}", yscale="log", xticks=_ticks(longest))
     axes.legend(loc="best")
     return axes
 
