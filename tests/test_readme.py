@@ -12,6 +12,7 @@ import torch
 import sbi_core.estimators.training
 from sbi_core import simulate
 from sbi_core.cli import main
+from sbi_core.cli_design import main as sbi_design
 from sbi_core.simulators import GaltonBoard
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,13 @@ class MySimulator(Simulator):
 
     def sample(self, theta, design, generator):
         return theta + torch.randn(theta.shape, generator=generator, dtype=torch.float64), None
+
+
+class MyExperiment(MySimulator):
+    designs = (Parameter("arm", 0, 3),)
+
+    def sample(self, theta, design, generator):
+        return super().sample(theta if design is None else theta * design, None, generator)
 """
 
 
@@ -33,8 +41,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
-SETUP = [block.split() for block in blocks("bash") if "sbi-run" not in block]
+SETUP = [block.split() for block in blocks("bash") if "sbi-" not in block]
 LINES = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("sbi-run")]
+STUDIES = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("sbi-design")]
 
 
 def targets(makefile: str) -> set[str]:
@@ -110,3 +119,19 @@ def sys_version_required() -> str:
     found = re.search(r"python_requires = >=(\S+)", (ROOT / "setup.cfg").read_text())
     assert found
     return found[1]
+
+
+def test_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_module.py").write_text(MODULE)
+    simulated, asks, goes_on = (shlex.split(line)[1:] for line in STUDIES)
+    small = ["gain.n=32", "gain.inner=32", "baselines=1", "progress=false"]
+    assert sbi_design([*simulated, *small, "rounds=2", "events=50", "candidates=[80, 95]"]) == 0
+    assert " after 2 experiments" in capsys.readouterr().out
+    fewer = [word for word in asks if not word.startswith("n_simulations=")]
+    assert sbi_design([*fewer, *small, "n_simulations=200", "training.max_epochs=2", "gain.budget=6"]) == 0
+    assert "nothing has been observed. Next experiment: arm = " in capsys.readouterr().out
+    np.save("mine/answers/000.npy", np.array([1.0]))
+    assert sbi_design(goes_on) == 0
+    assert "Write its outcome to mine/answers/001.npy" in capsys.readouterr().out

@@ -238,19 +238,9 @@ error = (before.gain.error**2 + lower.error**2 + upper.error**2) ** 0.5
 assert lower.value - 4 * error < before.gain.value < upper.value + 4 * error
 
 
-def gain_curve(axes, choice, colour, label=None):
-    """Draw gains with their errors against energy, the chosen one marked."""
-    order = choice.candidates[:, 0].argsort()
-    energy, value, error = (column[order] for column in (choice.candidates[:, 0], choice.values, choice.errors))
-    axes.errorbar(energy, value, error, fmt="o-", ms=3, lw=1.2, capsize=2, color=colour, label=label)
-    best = int(choice.candidates[:, 0].eq(choice.design).nonzero()[0])
-    axes.plot(choice.design, choice.values[best], "o", ms=10, mfc="none", mew=1.8, color=plots.VERMILION)
-
-
 figure, axes = plt.subplots(figsize=(7.4, 3.9))
-gain_curve(axes, before, plots.GREY, "before any data")
-gain_curve(axes, after, plots.BLUE, f"after {n_events} events at 84 GeV")
-axes.set(xlabel=ENERGY, ylabel="expected information gain [nats]", ylim=(0, None))
+plots.gain_curve(before, label="before any data", colour=plots.GREY, axes=axes)
+plots.gain_curve(after, label=f"after {n_events} events at 84 GeV", axes=axes)
 axes.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=2)
 plt.show()
 
@@ -296,9 +286,8 @@ for number, e in enumerate(loop.experiments):
 # %% tags=["figure:active_sciencing"]
 figure, panels = plt.subplots(2, rounds, figsize=(13.2, 5.4), sharey="row")
 for number, (e, top, bottom) in enumerate(zip(loop.experiments, *panels, strict=True)):
-    gain_curve(top, e.choice, plots.BLUE)
-    top.set(ylim=(0, None), title=f"round {number + 1}: {float(e.design):g} GeV")
-    top.set_xlabel(ENERGY)
+    plots.gain_curve(e.choice, axes=top)
+    top.set(ylabel="", title=f"round {number + 1}: {float(e.design):g} GeV")
     plots.posterior_2d({"": e.posterior}, truth=STANDARD, axes=bottom)
     bottom.get_legend().remove()
     bottom.set(xlim=(0.2, 0.26), ylim=(0.5, 1.5), ylabel="")
@@ -308,7 +297,7 @@ panels[1, 0].set_ylabel(bare.parameters[1].label)
 plt.show()
 
 # %% [markdown]
-# Top: the gain before each round, the chosen energy circled. Bottom: the posterior after it, 68% and 95%; the cross is
+# Top: the gain before each round, a dot at the chosen energy. Bottom: the posterior after it, 68% and 95%; the cross is
 # what nature had. The loop goes from one side of the $Z$ to the other, and cuts the band down. What stays open is the
 # side of $\sin^2\theta_W = \frac14$, about which the angles of unpolarised beams are symmetric: there they hardly
 # change, at any energy. We come back to that.
@@ -440,9 +429,9 @@ print("energies:", ", ".join(f"{float(e):g} GeV" for e in where))
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10.0, 4.0))
-gain_curve(left, curves["exact"], "black", "exact likelihood")
-gain_curve(left, curves["learned"], plots.BLUE, "learned")
-left.set(xlabel=ENERGY, ylabel="expected gain [nats]", ylim=(0, None), title=f"{small.n} events, before any data")
+plots.gain_curve(curves["exact"], label="exact likelihood", colour="black", axes=left)
+plots.gain_curve(curves["learned"], label="learned", axes=left)
+left.set(ylim=(0, None), title=f"{small.n} events, before any data")
 left.legend(loc="lower left")
 plots.posterior_2d({"learned": blind.posterior, "exact": exact}, truth=STANDARD, axes=right)
 right.set(xlim=(0.2, 0.26), ylim=(0.5, 1.5), title=f"after {last * small.n} events")
