@@ -23,19 +23,21 @@ def points(prior: Distribution, n: int, seed: int, stream: int = 0) -> Tensor:
         seed: fixes them.
         stream: several sets of one seed.
     """
-    sequence = block_seed(seed, stream)
-    dims = prior.event_shape[0]
-    if (with_quantiles := _from_unit(prior)) is None:
-        with seeded(sequence):
+    if (quantiles := quantiles_of(prior)) is None:
+        with seeded(block_seed(seed, stream)):
             return prior.sample(torch.Size([n])).to(torch.float64)
-    engine = SobolEngine(dims, scramble=True, seed=int(sequence.generate_state(1)[0]))
-    unit = engine.draw(n, dtype=torch.float64).clamp(EDGE, 1 - EDGE)
-    found: Tensor = with_quantiles(unit).to(torch.float64)
+    found: Tensor = quantiles(unit_points(prior.event_shape[0], n, seed, stream)).to(torch.float64)
     return found
 
 
-def _from_unit(prior: Distribution):  # type: ignore[no-untyped-def]
-    """The map from the unit cube (n, D) to theta (n, D) under which uniform points have this distribution, or None."""
+def unit_points(dims: int, n: int, seed: int, stream: int = 0) -> Tensor:
+    """n points (n, dims) of a scrambled Sobol sequence in the open unit cube, float64."""
+    engine = SobolEngine(dims, scramble=True, seed=int(block_seed(seed, stream).generate_state(1)[0]))
+    return engine.draw(n, dtype=torch.float64).clamp(EDGE, 1 - EDGE)
+
+
+def quantiles_of(prior: Distribution):  # type: ignore[no-untyped-def]
+    """The map from the unit cube (n, D), overwritten, to theta (n, D) that makes uniform points this prior, or None."""
     if hasattr(prior, "from_unit") and not prior.batch_shape:
         return prior.from_unit
     if isinstance(prior, MultivariateNormal):
