@@ -168,23 +168,25 @@ def acquire(
     check_prior(prior, simulator.parameters)
     _check_numbers(n, rounds, members, exponent, epsilon, share)
     if x_obs is None and (design is not None or n_events is not None or iid):
-        raise InputError("design, n_events and iid describe x_obs, which is not given. Give x_obs, or designs=....")
+        raise InputError("x_obs is not given, which design, n_events and iid describe. Give x_obs, or designs=....")
+    if x_obs is not None and (design is None) != (designs is None):
+        given, other = ("designs", "design") if design is None else ("design", "designs")
+        raise InputError(f"{given} is given without {other}: simulate at designs=..., x_obs was taken at design=....")
     seed = fresh_seed() if seed is None else seed
     density = getattr(function_of(loss), "density", "")
     build = head or (LikelihoodEstimator if density == "x" else RatioEstimator).from_data
     labeller = Labeller(simulator, prior, loss, designs, designs is not None and x_obs is None, seed, workers)
     observed = {"design": design, "n_events": n_events, "iid": iid}
-    parts: list[Simulations] = []
     done: list[Round] = []
     explored: Explored | None = None
     for k in range(rounds):
         size = n * (k + 1) // rounds - n * k // rounds
         plain = size if explored is None else round(share * size)
         if plain:
-            parts.append(labeller.of_prior(plain, k))
+            labeller.add_of_prior(plain, k)
         if explored is not None and plain < size:
-            parts.append(labeller.chosen(explored, exponent, size - plain, k))
-        rows = Simulations.concat(parts)
+            labeller.add_chosen(explored, exponent, size - plain, k)
+        rows = labeller.all_rows()
         untrained = build(rows)
         if x_obs is not None and not untrained.counted:
             in_shape(x_obs, untrained.x_shape, untrained, iid, False, n_events)

@@ -110,4 +110,4 @@ def everywhere(ensemble: Ensemble, prior: Distribution, rows: Simulations, seed:
     mass = torch.full((AMONG,), 1 / AMONG, dtype=torch.float64)
     with torch.no_grad(), one_thread():
         value = torch.stack([reader(member)(rows)(theta[None]) for member in trainings(ensemble)])
-    return Explored(Cloud(theta, mass), relative(value, mass)[0], rows=rows)
+    return Explored(Cloud(theta, mass), relative(value, mass)[0].exp(), rows=rows)

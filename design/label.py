@@ -65,22 +65,28 @@ class Labeller:
         self.seed, self.workers = seed, workers
         self.parts: list[tuple[int, bool, Simulations]] = []
 
-    def of_prior(self, n: int, number: int) -> Simulations:
+    def add_of_prior(self, n: int, number: int) -> None:
         """Simulate n draws of the prior in a round."""
         seed = derived_seed(self.seed, number, PRIOR)
         rows = self._simulate(n, self.prior, self._dealt(n), seed)
         with seeded(derived_seed(seed, 0)):
             alt = self.prior.sample(torch.Size([n, CONTRASTS])).double()
-        return self._kept(rows, alt, number, True)
+        self._keep(rows, alt, number, True)
 
-    def chosen(self, explored: Explored, exponent: float, n: int, number: int) -> Simulations:
+    def add_chosen(self, explored: Explored, exponent: float, n: int, number: int) -> None:
         """Simulate n rows at thetas, and designs, where there is disagreement."""
         theta, alt, design = self._choose(explored, exponent, n, derived_seed(self.seed, number, CHOOSE))
         rows = self._simulate(n, theta, design, derived_seed(self.seed, number, CHOSEN))
-        return self._kept(rows, alt, number, False)
+        self._keep(rows, alt, number, False)
+
+    def all_rows(self) -> Simulations:
+        """All rows, in the order of their making."""
+        parts = [rows for *_, rows in self.parts]
+        rows, asked = Simulations.concat(parts), [part.info.design for part in parts]
+        return rows if all(one == asked[0] for one in asked) else replace(rows, info=replace(rows.info, design=None))
 
     def seen(self) -> Simulations:
-        """Usable rows whose thetas are draws of the prior; with designs, as those that were asked for."""
+        """Usable rows whose thetas are draws of the prior, and designs as they were asked for."""
         rows = Simulations.concat([rows for _, plain, rows in self.parts if plain])
         return rows[rows.valid]
 
@@ -115,8 +121,8 @@ class Labeller:
         rows: Simulations = simulate(self.simulator, n, proposal=proposal, design=design, **options)
         return rows
 
-    def _kept(self, rows: Simulations, alt: Tensor, number: int, plain: bool) -> Simulations:
-        """The rows, with their contrasts where those are needed, and remembered."""
+    def _keep(self, rows: Simulations, alt: Tensor, number: int, plain: bool) -> None:
+        """Remember rows, with their contrasts where those are needed."""
         if self.jointly and "theta_alt" in self.needs:
             rows = replace(rows, theta_alt=alt)
             if "joint_log_ratio" in self.needs:
@@ -126,4 +132,3 @@ class Labeller:
                 rows = replace(rows, joint_score=joint_score(self.simulator, rows))
             rows = replace(rows, z=None)
         self.parts.append((number, plain, rows))
-        return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ TRIED, AT_ONCE = 2**21, 2**18
 
 OUTSIDE = 10**6
 """Stream of the random points outside a region."""
+
+SPARE = 0.1
+"""Of epsilon, that may be where points are few: one of these stands for much, and must not be at the threshold."""
 
 BAND = 10.0
 """The edge of a region is where the last so many epsilon of its posterior were."""
@@ -126,11 +130,15 @@ def looked(look: Look, theta: Tensor) -> Tensor:
 
 
 def relative(value: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior over prior density (*, C) of log likelihoods (*, C) at points of these masses; log evidences (*)."""
+    """Log of posterior over prior density (*, C), of log likelihoods (*, C) at points of these masses; evidences (*).
+
+    Raises:
+        InputError: if an evidence is zero or infinite.
+    """
     log_evidence = (value + mass.log()).logsumexp(-1)
     if not bool(log_evidence.isfinite().all()):
         raise InputError("log likelihood of x_obs: minus infinity at all thetas of the prior, or infinite at some.")
-    return (value - log_evidence[..., None]).exp(), log_evidence
+    return value - log_evidence[..., None], log_evidence
 
 
 def disagreement(density: Tensor) -> Tensor:
@@ -158,13 +166,13 @@ def survey(prior: Distribution, look: Look, n: int, epsilon: float, seed: int) -
     """
     cloud = _of_prior(prior, n, seed, OUTSIDE)
     for zoom in range(1, ZOOMS + 1):
-        density, log_evidence = relative(looked(look, cloud.theta), cloud.mass)
-        region = _cut(prior, look, cloud, density.mean(0), log_evidence, epsilon, n // STAY)
-        inside = int((density.mean(0).log() >= region.level).sum())
-        if inside >= n // 4 or zoom == ZOOMS:
+        each, log_evidence = relative(looked(look, cloud.theta), cloud.mass)
+        cut = partial(_cut, prior, look, cloud, mixed(each), log_evidence)
+        region = cut(SPARE * epsilon, n // STAY)
+        if zoom == ZOOMS or int((mixed(each) >= region.level).sum()) >= n // 4:
             break
         cloud = _together(region, n, derived_seed(seed, zoom))
-    return cloud, density, _cut(prior, look, cloud, density.mean(0), log_evidence, epsilon, 1)
+    return cloud, each.exp(), cut(epsilon, 1)
 
 
 def edge(region: Region, cloud: Cloud, density: Tensor) -> float:
@@ -192,16 +200,17 @@ def _of_prior(prior: Distribution, n: int, seed: int, stream: int, box: Box | No
 
 
 def _cut(
-    prior: Distribution, look: Look, cloud: Cloud, density: Tensor, log_evidence: Tensor, epsilon: float, least: int
+    prior: Distribution, look: Look, cloud: Cloud, log_density: Tensor, log_evidence: Tensor, epsilon: float, least: int
 ) -> Region:
     """The region with all but epsilon of the posterior (C,), or more of it if fewer points than `least` are inside."""
-    order = density.argsort(descending=True)
-    held = (cloud.mass * density)[order].cumsum(0)
+    order = log_density.argsort(descending=True)
+    held = (cloud.mass * log_density.exp())[order].cumsum(0)
     held = held / held[-1]
     last = max(int((held < 1 - epsilon).sum()), least - 1)
     inner = int((held < 1 - min(0.5, BAND * epsilon)).sum())
-    level, inner_level = (float(density[order[min(k, len(order) - 1)]].log()) for k in (last, inner))
-    inside = density.log() >= level
+    most = int(log_density.isfinite().sum()) - 1
+    level, inner_level = (float(log_density[order[min(k, most)]]) for k in (last, inner))
+    inside = log_density >= level
     box = None
     if cloud.unit is not None:
         low, high = cloud.unit[inside].amin(0), cloud.unit[inside].amax(0)
