@@ -19,6 +19,7 @@ import csv
 import math
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,36 @@ from torch import Tensor
 from sbi_core import Simulator, simulate
 from sbi_core.design import acquire
 from sbi_core.errors import SbiWarning
-from sbi_core.estimators import Ensemble, nre
+from sbi_core.estimators import Ensemble, nle, nre
+from sbi_core.estimators.losses import Loss
 from sbi_core.simulators import GaltonBoard, TwoMoons
 
 TABLE = Path(__file__).parent / "acquisition.csv"
 FIELDS = ("world", "method", "seed", "observation", "n", "error", "disagreement", "acceptance", "seconds")
-WORLDS: dict[str, tuple[Simulator, int]] = {"two_moons": (TwoMoons(), 401), "galton": (GaltonBoard(), 2001)}
 SEEDS = range(1, 6)
-MEMBERS, EPOCHS = 2, 200
-PRIOR_SIZES = (250, 500, 1000, 2000, 4000)
-SIZE, ROUNDS = 1000, 4
+MEMBERS, EPOCHS, ROUNDS = 2, 200, 4
+
+
+@dataclass(frozen=True)
+class World:
+    """What is simulated and learned, chosen simulations and those of the prior, and cells of the grid per axis."""
+
+    simulator: Simulator
+    loss: Loss
+    size: int
+    of_prior: tuple[int, ...]
+    methods: tuple[str, ...]
+    cells: int
+
+
+WORLDS = {
+    "two_moons": World(
+        TwoMoons(), nre, 1000, (250, 500, 1000, 2000, 4000), ("both", "disagreement", "truncation"), 401
+    ),
+    "galton": World(
+        GaltonBoard(), nle, 400, (100, 200, 400, 800, 1600), ("both", "disagreement", "truncation", "any x"), 2001
+    ),
+}
 METHODS: dict[str, dict[str, Any]] = {
     "disagreement": {"exponent": 1.0, "epsilon": None},
     "truncation": {"exponent": 0.0},
@@ -48,13 +69,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def observation(world: str, k: int) -> Tensor:
     """x drawn from the prior predictive."""
-    found: Tensor = simulate(WORLDS[world][0], 1, seed=1000 + k, progress=False).x[0]
+    found: Tensor = simulate(WORLDS[world].simulator, 1, seed=1000 + k, progress=False).x[0]
     return found
 
 
 def error(ensemble: Ensemble, world: str, k: int) -> float:
     """Total variation between the members' mixture and the exact posterior at an observation."""
-    simulator, cells = WORLDS[world]
+    simulator, cells = WORLDS[world].simulator, WORLDS[world].cells
     axes = [torch.linspace(p.low, p.high, cells, dtype=torch.float64) for p in simulator.parameters]
     theta = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
     x = observation(world, k)
@@ -68,13 +89,13 @@ def cell(world: str, method: str, seed: int, n: int) -> list[dict[str, Any]]:
     """All rows of one run: of prior sampling one for each observation, of the others one for each round."""
     started = time.monotonic()
     options: dict[str, Any] = {"members": MEMBERS, "max_epochs": EPOCHS, "seed": seed}
-    simulator = WORLDS[world][0]
+    simulator, loss = WORLDS[world].simulator, WORLDS[world].loss
     if method == "prior":
-        found = acquire(simulator, nre, n=n, rounds=1, **options)
+        found = acquire(simulator, loss, n=n, rounds=1, **options)
         runs = [(k, n, found.rounds[0]) for k in SEEDS]
     else:
         options = {"x_obs": observation(world, seed), "rounds": ROUNDS, **options, **METHODS[method]}
-        done = acquire(simulator, nre, n=n, **options).rounds
+        done = acquire(simulator, loss, n=n, **options).rounds
         runs = [(seed, n * (k + 1) // ROUNDS, one) for k, one in enumerate(done)]
     seconds = time.monotonic() - started
     return [
@@ -128,6 +149,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         plain: dict[int, list[float]] = {}
         for row in (row for row in mine if row["method"] == "prior"):
             plain.setdefault(int(row["n"]), []).append(float(row["error"]))
+        if not plain:
+            continue
         for k in dict.fromkeys(row["observation"] for row in mine):
             at = [row for row in mine if row["method"] == "prior" and row["observation"] == k]
             sizes = {int(row["n"]) for row in at}
@@ -164,8 +187,12 @@ def main() -> None:
     warnings.simplefilter("ignore", SbiWarning)
     rows = rows_of(asked.out)
     known = {(row["world"], row["method"], int(row["seed"]), int(row["n"])) for row in rows}
-    kinds = [("both", SIZE), *(("prior", n) for n in PRIOR_SIZES), *((one, SIZE) for one in METHODS if one != "both")]
-    cells = [(world, *kind, seed) for world in WORLDS for kind in kinds for seed in SEEDS]
+    cells = [
+        (name, method, n, seed)
+        for name, world in WORLDS.items()
+        for method, n in [*(("prior", n) for n in world.of_prior), *((one, world.size) for one in world.methods)]
+        for seed in SEEDS
+    ]
     for world, method, n, seed in cells:
         if asked.table or asked.world not in (None, world) or (world, method, seed, n) in known:
             continue

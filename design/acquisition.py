@@ -60,9 +60,8 @@ class Round:
 
     @property
     def loss(self) -> float:
-        """Mean over members of the held-out loss that was kept. Of two rounds it does not compare: thetas differ."""
-        kept = [run.history["validation"][run.history["epoch"].index(run.best_epoch)] for run in self.fits]
-        return sum(kept) / len(kept)
+        """Lowest held-out loss, mean over members. Those of two rounds do not compare, as their thetas differ."""
+        return sum(min(run.history["validation"]) for run in self.fits) / len(self.fits)
 
 
 @dataclass(frozen=True)
@@ -176,6 +175,7 @@ def acquire(
     density = getattr(function_of(loss), "density", "")
     build = head or (LikelihoodEstimator if density == "x" else RatioEstimator).from_data
     labeller = Labeller(simulator, prior, loss, designs, designs is not None and x_obs is None, seed, workers)
+    options = {"simulator": simulator, "progress": False, **options}
     observed = {"design": design, "n_events": n_events, "iid": iid}
     done: list[Round] = []
     explored: Explored | None = None
@@ -190,8 +190,8 @@ def acquire(
         untrained = build(rows)
         if x_obs is not None and not untrained.counted:
             in_shape(x_obs, untrained.x_shape, untrained, iid, False, n_events)
-        given = {"simulator": simulator, "progress": False, **options}
-        fits = tuple(fit(untrained, loss, rows, seed=derived_seed(seed, k, TRAIN + m), **given) for m in range(members))
+        seeds = [derived_seed(seed, k, TRAIN + m) for m in range(members)]
+        fits = tuple(fit(untrained, loss, rows, seed=one, **options) for one in seeds)
         ensemble = Ensemble([run.estimator for run in fits])
         before, found = explored, derived_seed(seed, k, EXPLORE)
         if x_obs is None:

@@ -117,7 +117,7 @@ class Labeller:
         return self.designs[(before + torch.arange(n)) % len(self.designs)]
 
     def _simulate(self, n: int, proposal: Any, design: Any, seed: int) -> Simulations:
-        options = {"seed": seed, "workers": self.workers, "progress": False}
+        options: dict[str, Any] = {"seed": seed, "workers": self.workers, "progress": False}
         rows: Simulations = simulate(self.simulator, n, proposal=proposal, design=design, **options)
         return rows
 
