@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_core.design.explore import Explored, at_x_obs, everywhere
+from sbi_core.design.explore import CANDIDATES, EACH, FEW, Explored, at_x_obs, everywhere
 from sbi_core.design.label import Labeller
 from sbi_core.design.region import BAND, Region, edge
 from sbi_core.errors import InputError, MissingGold, SbiWarning
@@ -117,6 +117,7 @@ def acquire(
     exponent: float = 0.5,
     epsilon: float | None = 1e-3,
     share: float = 0.2,
+    candidates: int | None = None,
     seed: int | None = None,
     workers: int = 1,
     **options: Any,
@@ -154,6 +155,8 @@ def acquire(
         exponent: 0 ignores the disagreement.
         epsilon: posterior mass that truncation may leave out; `None` does not truncate. Of no use without x_obs.
         share: of every round, from the prior, so that nothing is lost; from 0 to 1.
+        candidates: thetas that are looked at for x_obs in a round; by default 8192, and at least 8 n. A flag says so
+            if few of them matter.
         seed: fixes everything; `None` draws one.
         workers: processes that simulate.
         options: of `fit`.
@@ -165,7 +168,8 @@ def acquire(
     prior = simulator.prior if prior is None else prior
     _check_loss(loss, simulator)
     check_prior(prior, simulator.parameters)
-    _check_numbers(n, rounds, members, exponent, epsilon, share)
+    candidates = max(CANDIDATES, EACH * n) if candidates is None else candidates
+    _check_numbers(n, rounds, members, exponent, epsilon, share, candidates)
     if x_obs is None and (design is not None or n_events is not None or iid):
         raise InputError("x_obs is not given, which design, n_events and iid describe. Give x_obs, or designs=....")
     if x_obs is not None and (design is None) != (designs is None):
@@ -197,18 +201,18 @@ def acquire(
         if x_obs is None:
             explored = everywhere(ensemble, prior, labeller.seen(), found)
         else:
-            explored = at_x_obs(ensemble, prior, x_obs, observed, epsilon, n, found)
-        done.append(_record(explored, before, size, plain, fits, ensemble))
-    flags = _flags(done[-1], epsilon)
+            explored = at_x_obs(ensemble, prior, x_obs, observed, epsilon, candidates, found)
+        region = before.region if before is not None and plain < size else None
+        done.append(_record(explored, region, size, plain, fits, ensemble))
+    flags = _flags(done[-1], epsilon, math.inf if x_obs is None else explored.effective)
     for text in flags:
         warnings.warn(text, SbiWarning, stacklevel=2)
     return Acquisition(rows, tuple(done), *labeller.origin(), seed, flags)
 
 
 def _record(
-    explored: Explored, before: Explored | None, n: int, plain: int, fits: tuple[Fit, ...], ensemble: Ensemble
+    explored: Explored, region: Region | None, n: int, plain: int, fits: tuple[Fit, ...], ensemble: Ensemble
 ) -> Round:
-    region = None if before is None else before.region
     apart, beyond = explored.apart, math.nan
     if region is not None:
         beyond = edge(region, explored.cloud, explored.density.mean((0, 1)))
@@ -217,8 +221,10 @@ def _record(
     return Round(n, plain, acceptance, float(apart.mean()), largest, beyond, fits, ensemble, region)
 
 
-def _flags(last: Round, epsilon: float | None) -> tuple[str, ...]:
+def _flags(last: Round, epsilon: float | None, effective: float) -> tuple[str, ...]:
     flags = [f"member {m}: {text}" for m, run in enumerate(last.fits) for text in run.flags]
+    if effective < FEW:
+        flags.append(f"only about {effective:.0f} of the thetas that were looked at matter to x_obs. Raise candidates")
     expected = BAND * (epsilon or 0.0)
     if last.edge > min(0.5, TOUCHES * expected):
         flags.append(
@@ -239,8 +245,10 @@ def _check_loss(loss: Loss, simulator: Simulator) -> None:
         raise MissingGold(f"loss = {name} needs gold, and simulator '{simulator.name}' has no log_joint. Use loss=nre.")
 
 
-def _check_numbers(n: int, rounds: int, members: int, exponent: float, epsilon: float | None, share: float) -> None:
-    least = MIN_ROWS * max(1, rounds)
+def _check_numbers(
+    n: int, rounds: int, members: int, exponent: float, epsilon: float | None, share: float, candidates: int
+) -> None:
+    least, most = MIN_ROWS * max(1, rounds), EACH * max(1, n)
     for name, value, fine, expected in (
         ("rounds", rounds, rounds >= 1, "at least 1"),
         ("n", n, n >= least, f"at least {least}, {MIN_ROWS} for each of rounds = {rounds}"),
@@ -248,6 +256,7 @@ def _check_numbers(n: int, rounds: int, members: int, exponent: float, epsilon: 
         ("exponent", exponent, 0 <= exponent < math.inf, "a number from 0 up; 0 ignores the disagreement"),
         ("epsilon", epsilon, epsilon is None or 0 < epsilon < 0.1, "a mass between 0 and 0.1, or None"),
         ("share", share, 0 <= share <= 1, "a number from 0 to 1"),
+        ("candidates", candidates, candidates >= most, f"at least {most}, {EACH} for each of n = {n}"),
     ):
         if not fine:
             raise InputError(f"{name} = {value}: expected {expected}.")

@@ -17,10 +17,16 @@ from sbi_core.seeding import one_thread
 from sbi_core.simulations import Simulations
 
 CANDIDATES, EACH = 8192, 8
-"""Thetas that are looked at for x_obs: so many, and so many for each simulation that is wanted in all."""
+"""Thetas that are looked at for x_obs by default: so many, and so many for each simulation that is wanted in all."""
+
+FEW = 50.0
+"""Thetas that matter to a posterior below which the search for them is said to be coarse."""
 
 SEEN, AMONG = 256, 2048
 """Without x_obs: simulated x at which members are compared, and thetas at which they are."""
+
+AT_ONCE = 100_000
+"""Pairs of these that are evaluated together."""
 
 SURVEYED = 1e-3
 """Posterior mass that may lie outside the region where thetas are closest, where nothing is truncated."""
@@ -51,6 +57,12 @@ class Explored:
         off = (self.density - self.density.mean(0)).abs().mean(1)
         return (self.cloud.mass * off).sum(1) / 2
 
+    @property
+    def effective(self) -> float:
+        """About how many thetas matter, (sum of p)^2 / sum of p^2 of the mixture's posterior; the least over x."""
+        mass = self.cloud.mass * self.density.mean(0)
+        return float((mass.sum(1) ** 2 / mass.square().sum(1)).min())
+
     def weight(self, exponent: float) -> Tensor:
         """Probabilities (C,) proportional to mass times disagreement^exponent, which is averaged over x.
 
@@ -79,7 +91,7 @@ def at_x_obs(
     x_obs: Any,
     observed: Mapping[str, Any],
     epsilon: float | None,
-    n: int,
+    candidates: int,
     seed: int,
 ) -> Explored:
     """Look for thetas where the members' posteriors of x_obs are and differ.
@@ -90,14 +102,14 @@ def at_x_obs(
         x_obs: as `infer` takes it, with `observed`: design, n_events, iid.
         observed: see x_obs.
         epsilon: of the region; `None` for none.
-        n: simulations that are wanted in all.
+        candidates: how many.
         seed: fixes the thetas.
     """
     seen = Trainings(ensemble, x_obs, **observed)
     cloud, density, region = survey(
         prior,
         lambda theta: seen.log_likelihood(theta[None]),
-        max(CANDIDATES, EACH * n),
+        candidates,
         SURVEYED if epsilon is None else epsilon,
         seed,
     )
@@ -109,5 +121,7 @@ def everywhere(ensemble: Ensemble, prior: Distribution, rows: Simulations, seed:
     rows, theta = rows[:SEEN], points(prior, AMONG, seed)
     mass = torch.full((AMONG,), 1 / AMONG, dtype=torch.float64)
     with torch.no_grad(), one_thread():
-        value = torch.stack([reader(member)(rows)(theta[None]) for member in trainings(ensemble)])
+        looks = [reader(member)(rows) for member in trainings(ensemble)]
+        parts = [torch.stack([look(some[None]) for look in looks]) for some in theta.split(AT_ONCE // len(rows))]
+        value = torch.cat(parts, 2)
     return Explored(Cloud(theta, mass), relative(value, mass)[0].exp(), rows=rows)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from sbi_core import InputError, MissingGold, Parameter, Simulator, UniformPrior, infer
+from sbi_core import Events, InputError, MissingGold, Parameter, Simulator, UniformPrior, infer, simulate
 from sbi_core.design import acquire
 from sbi_core.design.acquisition import _flags
 from sbi_core.design.explore import Explored, at_x_obs, everywhere
@@ -87,7 +87,7 @@ def disagreeing():
 
 @pytest.mark.parametrize("epsilon", [None, 1e-3])
 def test_thetas_are_chosen_where_believing_members_disagree(epsilon):
-    found = at_x_obs(disagreeing(), box(1), torch.zeros(1), {}, epsilon, 100, 1)
+    found = at_x_obs(disagreeing(), box(1), torch.zeros(1), {}, epsilon, 8192, 1)
     theta, weight = found.cloud.theta[:, 0], found.weight(1.0)
     near, tail = (theta - 0.5).abs() < 0.15, theta < -0.6
     assert float(weight.sum()) == pytest.approx(1)
@@ -97,11 +97,12 @@ def test_thetas_are_chosen_where_believing_members_disagree(epsilon):
     assert float((raw / raw.sum())[near].sum()) < 0.2, "saboteur: the spread of f counts constants and tails"
     assert float(found.apart[0]) == pytest.approx(float(found.apart[1])), "two members are as far from their mean"
     flat = found.weight(0.0)
+    assert found.effective > 1000
     assert float(flat[near].sum()) == pytest.approx(0.15 if epsilon is None else 0.1875, abs=0.01)
 
 
 def test_a_batch_is_no_heap_of_copies():
-    found = at_x_obs(disagreeing(), box(1), torch.zeros(1), {}, None, 100, 1)
+    found = at_x_obs(disagreeing(), box(1), torch.zeros(1), {}, None, 8192, 1)
     labeller = Labeller(Shifted(), box(1), nre, None, False, 3, 1)
     labeller.add_chosen(found, 1.0, 100, 1)
     theta = labeller.all_rows().theta[:, 0]
@@ -259,9 +260,11 @@ def test_rounds_close_in():
     posterior = infer(one.estimator, world.prior, x_obs, seed=1)
     assert float(posterior.mean) == pytest.approx(0.3, abs=0.03) and float(posterior.stddev) < 0.1
     assert len(str(one).splitlines()) == 4 + len(one.flags)
-    flags = _flags(replace(one.rounds[-1], edge=0.3), 1e-3)
+    flags = _flags(replace(one.rounds[-1], edge=0.3), 1e-3, 1e3)
     assert "touches the edge" in flags[-1] and "0.3 of its mass" in flags[-1] and "0.01 were expected" in flags[-1]
-    assert not _flags(replace(one.rounds[-1], edge=0.05, fits=()), 1e-3)
+    assert not _flags(replace(one.rounds[-1], edge=0.05, fits=()), 1e-3, 1e3)
+    few = _flags(replace(one.rounds[-1], edge=0.05, fits=()), 1e-3, 20.2)
+    assert few == ("only about 20 of the thetas that were looked at matter to x_obs. Raise candidates",)
 
 
 def test_without_an_observation_all_x_count():
@@ -286,6 +289,12 @@ def test_several_observations_and_runs():
     world = Shifted(0.3)
     several = acquire(world, nre, n=100, rounds=2, x_obs=torch.zeros(5, 1), iid=True, seed=1, head=small, **SMALL)
     assert several.simulations.x.shape == (100, 1) and several.rounds[1].acceptance < 1
+    plain = acquire(world, nre, n=60, rounds=2, x_obs=torch.zeros(1), share=1, members=2, seed=1, head=small, **SMALL)
+    assert plain.from_prior.all() and plain.rounds[1].region is None and plain.rounds[1].acceptance == 1
+    events = Events(TOY, 20)
+    run = simulate(events, 1, seed=5, progress=False).x[0]
+    runs = acquire(events, nre, n=60, rounds=2, x_obs=run, members=2, seed=1, head=small, **SMALL)
+    assert runs.simulations.x.shape == (60, 20, 1) and runs.rounds[1].n == 30
     asked = {"designs": UniformPrior(world_of_slopes.designs), "design": [2.0], "head": small, **SMALL}
     sloping = acquire(world_of_slopes, nre, n=100, rounds=2, x_obs=torch.zeros(1), seed=1, **asked)
     assert len(sloping.simulations.design.unique()) == 100 and sloping.simulations.theta_alt is None
@@ -307,6 +316,7 @@ def test_several_observations_and_runs():
         ({"exponent": -1.0}, InputError, "exponent = -1.0: expected a number from 0 up"),
         ({"epsilon": 0.5}, InputError, "epsilon = 0.5: expected a mass between 0 and 0.1, or None"),
         ({"share": 1.5}, InputError, "share = 1.5: expected a number from 0 to 1"),
+        ({"candidates": 100}, InputError, "candidates = 100: expected at least 1600, 8 for each of n = 200"),
         ({"prior": box(2)}, InputError, r"prior has event shape \(2,\)"),
         ({"iid": True}, InputError, "x_obs is not given, which design, n_events and iid describe"),
         ({"designs": [1.0]}, InputError, "designs are given, but simulator 'Shifted' has none. Leave them out"),
