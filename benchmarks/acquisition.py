@@ -53,7 +53,7 @@ class World:
 
 WORLDS = {
     "two_moons": World(
-        TwoMoons(), nre, 1000, (250, 500, 1000, 2000, 4000), ("both", "disagreement", "truncation"), 401
+        TwoMoons(), nre, 1000, (250, 500, 1000, 2000, 4000), ("both", "disagreement", "truncation", "any x"), 401
     ),
     "galton": World(
         GaltonBoard(), nle, 400, (100, 200, 400, 800, 1600), ("both", "disagreement", "truncation", "any x"), 2001
