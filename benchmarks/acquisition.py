@@ -201,7 +201,7 @@ def main() -> None:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows(rows)
-    show(rows)
+    show(rows_of(asked.out))
 
 
 if __name__ == "__main__":

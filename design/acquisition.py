@@ -204,7 +204,7 @@ def acquire(
             explored = at_x_obs(ensemble, prior, x_obs, observed, epsilon, candidates, found)
         region = before.region if before is not None and plain < size else None
         done.append(_record(explored, region, size, plain, fits, ensemble))
-    flags = _flags(done[-1], epsilon, math.inf if x_obs is None else explored.effective)
+    flags = _flags(done[-1], epsilon, math.inf if x_obs is None or explored is None else explored.effective)
     for text in flags:
         warnings.warn(text, SbiWarning, stacklevel=2)
     return Acquisition(rows, tuple(done), *labeller.origin(), seed, flags)
