@@ -1,5 +1,6 @@
 """Experimental design: what an experiment would teach, which one to do next, and the closed loop."""
 
+from sbi_core.design.acquisition import Acquisition, acquire
 from sbi_core.design.choice import Choice, propose
 from sbi_core.design.experiment import Experiment, Loop
 from sbi_core.design.gain import Gain, bracketed
@@ -19,6 +20,7 @@ from sbi_core.design.screens import barber_agakov, fisher_screen
 from sbi_core.design.utilities import expected_limit_width, expected_width
 
 __all__ = [
+    "Acquisition",
     "Ascent",
     "Choice",
     "Experiment",
@@ -27,6 +29,7 @@ __all__ = [
     "Hidden",
     "Learned",
     "Loop",
+    "acquire",
     "ascend",
     "barber_agakov",
     "bracket",
