@@ -1,8 +1,9 @@
 """Which setting next: utilities compared over candidates, a box, or whatever a user calls useful."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ def propose(
     gains = tuple(None if isinstance(one, str) else one for one in seen)
     excluded = {k: one for k, one in enumerate(seen) if isinstance(one, str)}
     score = _column([-math.inf if g is None else g.value for g in gains]) / costs
-    again = replace(judge, options={**options, "seed": derived_seed(seed, 1)}, known={}) if confirm else judge
+    again = _Judge(judge.ask, cost, {**options, "seed": derived_seed(seed, 1)}) if confirm else judge
     for best in [*first, *score.argsort(descending=True, stable=True).tolist()]:
         if best in excluded:
             continue
@@ -156,6 +157,7 @@ class _Judge:
     cost: Cost | None
     options: dict[str, Any]
     known: dict[tuple[float, ...], Gain | str] = field(default_factory=dict)
+    looks: Counter[tuple[float, ...]] = field(default_factory=Counter)
 
     def costs(self, designs: Tensor) -> Tensor:
         """Of designs (C, K), as (C,)."""
@@ -169,8 +171,11 @@ class _Judge:
         return self.known[key]
 
     def pair(self, design: Tensor) -> tuple[float, float]:
-        """Utility per cost at a design (K,), and its error."""
-        cost, found = price(self.cost, design), self(design)
+        """Utility per cost at a design (K,), and its error; asked again, with other random numbers."""
+        cost, key = price(self.cost, design), tuple(design.tolist())
+        self.looks[key] += 1
+        anew = {**self.options, "seed": derived_seed(self.options["seed"], 2, self.looks[key])}
+        found = self(design) if self.looks[key] == 1 else _utility(*self.ask, design, anew)
         if isinstance(found, str):
             raise InputError(found)
         return found.value / cost, found.error / cost

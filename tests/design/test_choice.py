@@ -201,6 +201,19 @@ def test_arguments():
         choose(iner=3)
 
 
+def test_a_design_that_is_searched_again_is_estimated_anew():
+    """On whole numbers a search comes back; the same random numbers would count as new evidence."""
+    asked = []
+
+    def noisy(estimator, simulator, prior, design, *, seed):
+        asked.append((float(design), seed))
+        return float(design) / 10 + torch.randn((), dtype=torch.float64), 1.0
+
+    few = type("Few", (Slope,), {"designs": (Parameter("d", 0, 3, integer=True),)})()
+    propose(few, few, few.prior, utility=noisy, budget=12, confirm=False, seed=1)
+    assert len(set(asked)) == len(asked) == 12 and len({design for design, _ in asked}) <= 4
+
+
 def test_a_choice_is_told():
     choice = choose(candidates=[2.0, 0.5, 1.0], **SMALL)
     assert re.match(r"d = 2: 0\.\d+ \+- 0\.\d+ ", str(choice)) and "3 candidates" in str(choice)
