@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sbi_core.design.experiment import Experiment, Loop
 from sbi_core.design.learning import learn
 from sbi_core.design.loop import pooled, run_loop
 from sbi_core.design.nature import Folder, Hidden, Nature
+from sbi_core.errors import SbiError
 from sbi_core.estimators import load_estimator
 from sbi_core.events import Events
 from sbi_core.inference import Posterior
@@ -57,6 +58,11 @@ class Study(Asked):
     candidates: Tensor | None
     start: Tensor | None
     truth: Tensor | None
+
+    @property
+    def compared(self) -> int:
+        """How many loops of random designs are to be run: nobody's own experiment is repeated for that."""
+        return 0 if self.truth is None else int(self.plain["baselines"])
 
     @property
     def answers(self) -> Path:
@@ -131,6 +137,8 @@ class Findings:
         for number, one in enumerate(self.loop.experiments):
             said = [*(one.choice.flags if one.choice else ()), *(one.predicted.flags if one.predicted else ())]
             found += [f"round {number}: {text}" for text in dict.fromkeys([*said, *one.posterior.flags])]
+        if self.loop.experiments and (ended := self.study.compared - len(self.baselines)):
+            found.append(f"{ended} of {self.study.compared} loops of random designs met one that cannot be, and ended.")
         return found
 
 
@@ -153,7 +161,7 @@ def run_study(study: Study) -> Findings:
     with _timed("run the loop", clock):
         loop = _loop(study, estimator)
     with _timed("compare", clock):
-        compared = _baselines(study, estimator, len(loop.experiments)), _exact(study, loop)
+        compared = _baselines(study, estimator, loop), _exact(study, loop)
     findings = Findings(study, loop, *compared, learned, clock)
     if loop.experiments:
         with seeded(study.seed):
@@ -240,17 +248,18 @@ def _common(study: Study, estimator: Any) -> dict[str, Any]:
     }
 
 
-def _baselines(study: Study, estimator: Any, rounds: int) -> tuple[Loop, ...]:
-    """Loops of as many random designs."""
-    if study.truth is None or not rounds:
-        return ()
-    found = []
-    for k in range(study.plain["baselines"]):
+def _baselines(study: Study, estimator: Any, loop: Loop) -> tuple[Loop, ...]:
+    """As many rounds at random designs, of those that can be as far as the loop has seen; others end their loop."""
+    first = next((one.choice for one in loop.experiments if one.choice is not None), None)
+    candidates, found = study.candidates, []
+    if candidates is not None and first is not None:
+        candidates = candidates[[k for k in range(len(candidates)) if k not in first.excluded]]
+    for k in range(study.compared if loop.experiments else 0):
         seed, nature = derived_seed(study.seed, 4, k), derived_seed(study.seed, 5, k)
         options = {**_common(study, estimator), "seed": seed, "folder": study.folder / "random" / f"{k:03d}"}
-        hidden = Hidden(study.simulator, study.truth, seed=nature)
-        options |= {"policy": "random", "candidates": study.candidates, "rounds": rounds}
-        found.append(run_loop(study.simulator, hidden, **options))
+        options |= {"policy": "random", "candidates": candidates, "rounds": len(loop.experiments)}
+        with suppress(SbiError):
+            found.append(run_loop(study.simulator, Hidden(study.simulator, study.truth, seed=nature), **options))
     return tuple(found)
 
 

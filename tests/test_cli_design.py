@@ -156,6 +156,18 @@ def test_learned_and_exact(here: Path) -> None:
     assert looked_at["candidates"] == [[45.0], [47.5], [50.0]]
 
 
+def test_designs_that_cannot_be(here: Path) -> None:
+    """An epidemic is not counted the second time before the first; with candidates, random loops know it too."""
+    world = ["simulator=death_process", "truth={rate: 1.0}", "progress=false", "seed=1", *SMALL]
+    assert main([*world, "candidates={t_1: [0.5, 2, 2], t_2: [1, 3, 2]}", "run_dir=listed"]) == 0
+    found = summary("listed")
+    assert len(found["sd of random designs"]) == 2
+    assert all("1 of 4 designs are excluded" in text for text in found["flags"]) and len(found["flags"]) == 2
+    assert main([*world, "gain.budget=8", "run_dir=box", "baselines=6", "rounds=1"]) == 0
+    ended = [text for text in summary("box")["flags"] if "loops of random designs met one that cannot be" in text]
+    assert len(ended) == 1 and len(summary("box")["sd of random designs"]) == 6 - int(ended[0].split()[0]) > 0
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
