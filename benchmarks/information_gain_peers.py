@@ -26,7 +26,7 @@ from sbi_core.simulators import LinearGaussian
 
 Estimate = Callable[[int], Found]
 
-SIZES = {"centre": [(4000, 20), (4000, 100), (10**5, 1000), (10**6, 5000)], "drop 25": [(1500, 20), (1500, 100)]}
+SIZES = {"centre": [(4000, 20), (4000, 100), (10**5, 1000), (750_000, 1500)], "drop 25": [(1500, 20), (1500, 100)]}
 SIZES["drop 25"] += [(10**4, 100), (10**5, 250)]
 EPIDEMICS = [(5000, 20), (5000, 100), (10**5, 500), (10**6, 2000)]
 """Calls, and how many of them at each theta."""
