@@ -6,9 +6,9 @@
 
 Each row: the exact gain in nats, the mean over seeds, an error and what kind of error it is (root mean square relative
 to the exact gain, or the largest over seeds), the bar it is to stay below, the mean stated error, calls of the
-simulator and densities evaluated (each a mean), and CPU seconds. Peers run in the same process on the same problem:
-plain nested Monte Carlo of an implicit simulator (a table of simulations stands for p(x | theta)), and Pyro's
-`nmc_eig` and `posterior_eig`.
+simulator and densities evaluated (each a mean), and CPU seconds, next to none for what the row before has found. Peers
+run in the same process on the same problem: plain nested Monte Carlo of an implicit simulator (a table of simulations
+stands for p(x | theta)), and Pyro's `nmc_eig` and `posterior_eig`.
 """
 
 import argparse

@@ -28,7 +28,7 @@ WORLDS = {
 }
 MEASUREMENTS, CONTRASTS, PUBLISHED = 30, 500_000, (8.303, 0.043, 8.322, 0.045)
 
-RMS, LARGEST, REGRET = "rms error %", "largest error, nats", "largest regret %"
+RMS, LARGEST, REGRET = "rms error %", "largest error (nats)", "largest regret %"
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def cells() -> dict[str, Cell]:
     bars = {"centre": {"hard": 5.0, "gold": 2.5}, "drop 25": {"hard": 3.0, "gold": 2.0}}
     for place, (setting, calls, truth) in {"centre": CENTRE, "drop 25": SIDE}.items():
         for labels, bar in bars[place].items():
-            found[f"galton {place}: learn, {labels} labels"] = Cell(truth, learned(setting, calls, labels), bar)
+            found[f"galton {place}: learn with {labels} labels"] = Cell(truth, learned(setting, calls, labels), bar)
         found[f"galton {place}: exact reader"] = Cell(truth, exact(BOARD, BOARD, setting, 0, 1024, BELIEF))
     for name, (world, truth) in WORLDS.items():
         found[f"linear {name}: closed form"] = Cell(truth, closed(world, truth), 1e-9, LARGEST)

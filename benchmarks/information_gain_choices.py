@@ -220,12 +220,14 @@ def board_choice(calls: int, seed: int) -> Found:
 def choices() -> dict[str, Cell]:
     """Name -> cell."""
     found = {
-        "toy curve, 20 events: exact reader": Cell(toy_gain(50.0, 20), partial(read_curve, TOY, 2048), 0.005, LARGEST),
-        "toy curve, 20 events: learn": Cell(toy_gain(50.0, 20), partial(learned_curve, 10_000), 0.005, LARGEST),
+        "toy curve of 20 events: exact reader": Cell(
+            toy_gain(50.0, 20), partial(read_curve, TOY, 2048), 0.005, LARGEST
+        ),
+        "toy curve of 20 events: learn": Cell(toy_gain(50.0, 20), partial(learned_curve, 10_000), 0.005, LARGEST),
         "toy rate: propose": Cell(0.522, rate_choice, 1.5, REGRET),
     }
     for labels in ("hard", "gold"):
-        found[f"death process, times: {labels} labels"] = Cell(BEST_GAIN, partial(times_regret, labels), 1.0, REGRET)
-        found[f"death process, gain there: {labels} labels"] = Cell(BEST_GAIN, partial(times_gain, labels), 2.0)
-    found["galton, 620 designs: halving"] = Cell(0.858864, partial(board_choice, 50_000), 1.0, REGRET)
+        found[f"death process times: {labels} labels"] = Cell(BEST_GAIN, partial(times_regret, labels), 1.0, REGRET)
+        found[f"death process gain there: {labels} labels"] = Cell(BEST_GAIN, partial(times_gain, labels), 2.0)
+    found["galton 620 designs: halving"] = Cell(0.858864, partial(board_choice, 50_000), 1.0, REGRET)
     return found

@@ -163,14 +163,14 @@ def peers() -> dict[str, Cell]:
     for place, (setting, _, truth) in {"centre": CENTRE, "drop 25": SIDE}.items():
         for calls, each in SIZES[place]:
             estimate = implicit(BOARD, BELIEF, setting, BOARD.categories or 0, calls, each)
-            found[f"galton {place}: implicit nested, {calls // each} x {each}"] = Cell(truth, estimate)
+            found[f"galton {place}: implicit nested {calls // each} x {each}"] = Cell(truth, estimate)
     for calls, each in EPIDEMICS:
         estimate = implicit(EPIDEMIC, EPIDEMIC.prior, BEST_TIMES, 121, calls, each)
-        found[f"death process, gain there: implicit nested, {calls // each} x {each}"] = Cell(BEST_GAIN, estimate)
+        found[f"death process gain there: implicit nested {calls // each} x {each}"] = Cell(BEST_GAIN, estimate)
     entropy = 0.5 * math.log(2 * math.pi * math.e)
     for calls in (5000, 50_000):
         estimate = pyro_posterior(epidemic_model, epidemic_guide, entropy, calls, 1e-2)
-        found[f"death process, gain there: Pyro posterior_eig, {calls} calls"] = Cell(BEST_GAIN, estimate)
+        found[f"death process gain there: Pyro posterior_eig {calls} calls"] = Cell(BEST_GAIN, estimate)
     for name, (world, truth) in WORLDS.items():
         dims = len(world.parameters)
         found[f"linear {name}: Pyro nmc_eig"] = Cell(truth, pyro_nested(world, 224, 223))

@@ -32,7 +32,7 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
             _line(axes, row, at)
         axes.set_yticks(places, [row["cell"] for row in rows], fontsize=8.5)
         axes.set(xscale="log", xlim=(LEAST, 400), ylim=(at + 1, 0.4))
-        axes.set_xlabel("error, % of the exact gain: root mean square, or largest regret or error over seeds")
+        axes.set_xlabel("error, % of the exact gain (root mean square, or largest regret)", fontsize=10)
         axes.grid(axis="x", color="0.92", lw=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
