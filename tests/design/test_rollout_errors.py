@@ -102,6 +102,23 @@ def test_control_variates_help_where_thetas_are_many():
     assert (estimates(*SIZES[2], False)[:, 2] == estimates(*SIZES[2], False)[:, 0]).sum() > 70, "and are else given up"
 
 
+def test_slopes_of_few_experiments_are_paid_for_in_the_error():
+    """21 experiments with 4 control variates: mean square error and stated variance agree, over 400 of such."""
+    generator = torch.Generator().manual_seed(1)
+    m, dims, found = 21, 2, []
+    for _ in range(400):
+        off, noise = (torch.randn(m, k, generator=generator, dtype=torch.float64) for k in (2 * dims, 1))
+        mean = torch.cat([off.sum(1, keepdim=True) + noise, off], 1)[:, None].expand(m, 16, -1)
+        zero = torch.zeros(m, 16, dtype=torch.float64)
+        one = Rollouts(zero[:, :dims], None, zero[:, 0], zero, mean, zero, torch.zeros(16, 2 * dims).double(), 64, 0, 0)
+        found.append(one.estimate(lambda log_sum, mean, inner: mean[:, 0], controlled=True))
+    value, error = torch.tensor(found).T
+    ratio = rms(value) / rms(error)
+    assert 0.9 < ratio < 1.1 and rms(value) < 0.6 * (5 / m) ** 0.5, ratio
+    without = ((m - 5) * (m - 6) / ((m - 2) * (m - 1))) ** 0.5
+    assert ratio / without > 1.1, "saboteur: the spread of what is left, as if slopes came from elsewhere"
+
+
 @by_size
 def test_balance_is_a_p_value_where_f_is_right(n, inner):
     """Kolmogorov and Smirnov at 1e-3 for draws; of evenly spread thetas it is too large."""
