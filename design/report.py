@@ -87,11 +87,10 @@ def _rounds(findings: Findings) -> Iterator[str]:
 def _tests(findings: Findings) -> Iterator[str]:
     loop, figures, lines = findings.loop, [], []
     asked = [one for one in loop.experiments if one.predicted is not None]
-    in_nats = asked and all(one.choice is None or "width" not in one.choice.gain.method for one in asked)
-    if in_nats:
+    if asked and findings.study.in_nats:
         caption = "Information in nats: what the rounds were expected to teach, and what they taught, summed up."
         figures.append(page.figure(partial(plots.gains_by_round, loop), caption))
-    if in_nats and len(asked) > 1:
+    if len(asked) > 1 and findings.study.in_nats:
         value, error = loop.predicted_over_realised()
         lines.append(
             f"Predicted over realised information: {value:.2f} ± {error:.2f}; it is 1 on average if f is right."

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from sbi_core.command import Asked
 from sbi_core.design.choice import Cost, Utility
 from sbi_core.design.experiment import Experiment, Loop
+from sbi_core.design.information import contrastive_bound, posterior_gain
 from sbi_core.design.learning import learn
 from sbi_core.design.loop import pooled, run_loop
 from sbi_core.design.nature import Folder, Hidden, Nature
@@ -58,6 +59,11 @@ class Study(Asked):
     candidates: Tensor | None
     start: Tensor | None
     truth: Tensor | None
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether experiments are wanted for information, which they are then told to have brought."""
+        return self.utility in (posterior_gain, contrastive_bound)
 
     @property
     def compared(self) -> int:
@@ -112,7 +118,8 @@ class Findings:
     def summary(self) -> dict[str, Any]:
         """Plain data for `summary.json`."""
         asked = [one for one in self.loop.experiments if one.predicted is not None]
-        ratio = self.loop.predicted_over_realised() if len(asked) > 1 else (math.nan, math.nan)
+        known = self.study.in_nats and len(asked) > 1
+        ratio = self.loop.predicted_over_realised() if known else (math.nan, math.nan)
         axes = self.study.simulator.parameters
         final = [loop.posterior.stddev.tolist() for loop in self.baselines]
         return {
@@ -181,7 +188,7 @@ def _estimator(study: Study) -> tuple[Any, dict[str, Any] | None]:
     if notes.is_file():
         found: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
         return load_estimator(model), found
-    _say(f"learn from {n:,} simulated events")
+    _say(study, f"learn from {n:,} simulated events")
     one = study.simulator.simulator if isinstance(study.simulator, Events) else study.simulator
     at: Any = UniformPrior(one.designs)
     if study.candidates is not None:
@@ -213,7 +220,7 @@ def _loop(study: Study, estimator: Any) -> Loop:
         where = ", ".join(
             f"{name} = {value:.5g}" for name, value in _named(study.simulator.designs, one.design).items()
         )
-        _say(f"round {count - 1}: {where}; {one.realised:.3g} nats{expected}; sd {now}")
+        _say(study, f"round {count - 1}: {where}; {one.realised:.3g} nats{expected}; sd {now}")
 
     accepted = inspect.signature(study.utility).parameters
     options = {key: plain["gain"][key] for key in ("n", "inner") if key in accepted}
@@ -229,7 +236,7 @@ def _loop(study: Study, estimator: Any) -> Loop:
         noise=plain["noise"],
         folder=study.folder / "loop",
         workers=plain["workers"],
-        callback=said if plain["progress"] else None,
+        callback=said,
         budget=plain["gain"]["budget"],
         confirm=plain["gain"]["confirm"],
         **_common(study, estimator),
@@ -298,5 +305,6 @@ def _timed(stage: str, clock: dict[str, float]) -> Iterator[None]:
     clock[stage] = time.perf_counter() - begun
 
 
-def _say(text: str) -> None:
-    print(f"{DESIGN.name}: {text}", file=sys.stderr, flush=True)
+def _say(study: Study, text: str) -> None:
+    if study.plain["progress"]:
+        print(f"{DESIGN.name}: {text}", file=sys.stderr, flush=True)

@@ -136,6 +136,12 @@ def test_own_utility_and_cost(here: Path, capsys: pytest.CaptureFixture[str]) ->
     np.save("narrow/answers/000.npy", np.array([0.5]))
     assert main([LEVER[0], "run_dir=narrow"]) == 0
     assert "arm = 3" in capsys.readouterr().out
+    np.save("narrow/answers/001.npy", np.array([3.0]))
+    np.save("narrow/answers/002.npy", np.array([2.0]))
+    assert main([LEVER[0], "run_dir=narrow", "rounds=3"]) == 0
+    found = summary("narrow")
+    assert found["predicted over realised"] == {"value": None, "error": None, "rounds": 2}, "kilograms are no nats"
+    assert found["rounds"][2]["predicted"]["value"] > 0
 
 
 def test_learned_and_exact(here: Path) -> None:
