@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_core.columns import to_column
+from sbi_core.design.choice import as_candidates
 from sbi_core.design.explore import CANDIDATES, EACH, FEW, Explored, at_x_obs, everywhere
 from sbi_core.design.label import Labeller
 from sbi_core.design.region import BAND, Region, edge
@@ -144,7 +146,7 @@ def acquire(
         n: simulations in all.
         x_obs: the observation in question; without it the members are to agree on all x.
         design: the design of x_obs, (K,).
-        designs: density of the design, or several (C, K) that are dealt out in turn. Without x_obs those of chosen
+        designs: density of the design, or several (C, K) that are dealt out evenly. Without x_obs those of chosen
             rows are chosen too, from the rows before, and each row keeps contrasts of its own (see `Labeller`).
         n_events: as in `infer`.
         iid: x_obs are several observations of one theta, (m, *event), and one of them is simulated at a time.
@@ -175,10 +177,16 @@ def acquire(
     if x_obs is not None and (design is None) != (designs is None):
         given, other = ("designs", "design") if design is None else ("design", "designs")
         raise InputError(f"{given} is given without {other}: simulate at designs=..., x_obs was taken at design=....")
+    if design is not None:
+        as_candidates(to_column("design", design).reshape(1, -1), simulator.designs, "design")
+    if "checkpoint" in options:
+        raise InputError("checkpoint: acquire trains many estimators, which one folder cannot hold. Leave it out.")
     seed = fresh_seed() if seed is None else seed
     density = getattr(function_of(loss), "density", "")
     build = head or (LikelihoodEstimator if density == "x" else RatioEstimator).from_data
-    labeller = Labeller(simulator, prior, loss, designs, designs is not None and x_obs is None, seed, workers)
+    labeller = Labeller(
+        simulator, prior, loss, designs, designs is not None and x_obs is None, seed, workers, options.get("contrasts")
+    )
     options = {"simulator": simulator, "progress": False, **options}
     observed = {"design": design, "n_events": n_events, "iid": iid}
     done: list[Round] = []
@@ -199,7 +207,7 @@ def acquire(
         ensemble = Ensemble([run.estimator for run in fits])
         before, found = explored, derived_seed(seed, k, EXPLORE)
         if x_obs is None:
-            explored = everywhere(ensemble, prior, labeller.seen(), found)
+            explored = everywhere(ensemble, prior, labeller.seen(), -(-n // rounds), found)
         else:
             explored = at_x_obs(ensemble, prior, x_obs, observed, epsilon, candidates, found)
         region = before.region if before is not None and plain < size else None

@@ -13,7 +13,7 @@ from sbi_core.design.readers import reader
 from sbi_core.design.region import Cloud, Region, disagreement, relative, survey
 from sbi_core.estimators import Ensemble
 from sbi_core.inference.trainings import Trainings, trainings
-from sbi_core.seeding import one_thread
+from sbi_core.seeding import derived_seed, one_thread, seeded
 from sbi_core.simulations import Simulations
 
 CANDIDATES, EACH = 8192, 8
@@ -24,6 +24,9 @@ FEW = 50.0
 
 SEEN, AMONG = 256, 2048
 """Without x_obs: simulated x at which members are compared, and thetas at which they are."""
+
+LEAST_SEEN, PAIRS = 32, 2**22
+"""Where many are to be chosen, fewer x: at least so many, and so many pairs of x and theta in all."""
 
 AT_ONCE = 100_000
 """Pairs of these that are evaluated together."""
@@ -116,10 +119,12 @@ def at_x_obs(
     return Explored(cloud, density[:, None], None if epsilon is None else region)
 
 
-def everywhere(ensemble: Ensemble, prior: Distribution, rows: Simulations, seed: int) -> Explored:
-    """Look at thetas of the prior with simulated x of the prior, of which the first `SEEN` are taken."""
-    rows, theta = rows[:SEEN], points(prior, AMONG, seed)
-    mass = torch.full((AMONG,), 1 / AMONG, dtype=torch.float64)
+def everywhere(ensemble: Ensemble, prior: Distribution, rows: Simulations, n: int, seed: int) -> Explored:
+    """Look at thetas of the prior, for n to be chosen, with simulated x of the prior, of which some are taken."""
+    among = max(AMONG, EACH * n)
+    with seeded(derived_seed(seed, 0)):
+        rows = rows[torch.randperm(len(rows))[: max(LEAST_SEEN, min(SEEN, PAIRS // among))]]
+    theta, mass = points(prior, among, seed), torch.full((among,), 1 / among, dtype=torch.float64)
     with torch.no_grad(), one_thread():
         looks = [reader(member)(rows) for member in trainings(ensemble)]
         parts = [torch.stack([look(some[None]) for look in looks]) for some in theta.split(AT_ONCE // len(rows))]

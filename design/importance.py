@@ -100,5 +100,8 @@ def _normal(value: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if s.mean() * 2 * (dims + 1) <= 1:
             break
     mean = weight @ u
-    within = ((weight.sum(0)[:, None] * u).mT @ u - mean.mT @ mean) / (1 - s).sum().clamp(min=1e-3)
-    return mean, (1 + s).sqrt()[:, None, None], torch.linalg.cholesky(within + 1e-12 * torch.eye(dims).to(u))
+    one = torch.eye(dims).to(u)
+    if (1 - s).sum() < 1e-3:  # a single theta tells no width
+        return mean, torch.ones_like(s)[:, None, None], one
+    within = ((weight.sum(0)[:, None] * u).mT @ u - mean.mT @ mean) / (1 - s).sum()
+    return mean, (1 + s).sqrt()[:, None, None], torch.linalg.cholesky(within + 1e-12 * one)

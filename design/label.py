@@ -31,7 +31,7 @@ class Labeller:
     Losses that compare thetas need contrasts that could have been the row's own theta, given its design; others teach
     f a term of their own. Where theta is chosen alone, the thetas of all rows are such contrasts, and `fit` draws from
     them. Where theta is chosen together with the design (`jointly`) they are not: p(theta | design) is not the mean
-    over designs. Then each row keeps `CONTRASTS` thetas, drawn with its own from one density at that design, and joint
+    over designs. Then each row keeps thetas, drawn with its own from one density at that design, and joint
     ratios and scores in place of the latents, from which `fit` would draw others.
 
     Args:
@@ -42,6 +42,7 @@ class Labeller:
         jointly: whether designs are chosen.
         seed: fixes all.
         workers: processes.
+        contrasts: how many thetas a row keeps where designs are chosen; `CONTRASTS` by default.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Labeller:
         jointly: bool,
         seed: int,
         workers: int,
+        contrasts: int | None = None,
     ) -> None:
         if designs is not None and not simulator.designs:
             raise InputError(f"designs are given, but simulator '{simulator.name}' has none. Leave them out.")
@@ -62,15 +64,16 @@ class Labeller:
             designs = as_candidates(rows[None] if one else rows, simulator.designs, "designs")
         self.simulator, self.prior, self.designs, self.jointly = simulator, prior, designs, jointly
         self.needs = getattr(function_of(loss), "needs", ("theta_alt",))
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.contrasts = seed, workers, contrasts or CONTRASTS
         self.parts: list[tuple[int, bool, Simulations]] = []
 
     def add_of_prior(self, n: int, number: int) -> None:
         """Simulate n draws of the prior in a round."""
         seed = derived_seed(self.seed, number, PRIOR)
-        rows = self._simulate(n, self.prior, self._dealt(n), seed)
         with seeded(derived_seed(seed, 0)):
-            alt = self.prior.sample(torch.Size([n, CONTRASTS])).double()
+            alt = self.prior.sample(torch.Size([n, self.contrasts])).double()
+            design = self._dealt(n)
+        rows = self._simulate(n, self.prior, design, seed)
         self._keep(rows, alt, number, True)
 
     def add_chosen(self, explored: Explored, exponent: float, n: int, number: int) -> None:
@@ -106,15 +109,15 @@ class Labeller:
                 return theta[order], theta[:0], self._dealt(n)
             apart = explored.weights(exponent)
             which = torch.multinomial(apart.sum(1), n, replacement=True)
-            index = torch.multinomial(apart[which], 1 + CONTRASTS, replacement=True)
+            index = torch.multinomial(apart[which], 1 + self.contrasts, replacement=True)
             return theta[index[:, 0]], theta[index[:, 1:]], explored.rows.design[which]
 
     def _dealt(self, n: int) -> Any:
-        """The density of the design, or n of several in turn, going on from the latest."""
+        """The density of the design, or n of several, all as often, in an order that says nothing about theta."""
         if not isinstance(self.designs, Tensor):
             return self.designs
-        before = sum(len(rows) for *_, rows in self.parts)
-        return self.designs[(before + torch.arange(n)) % len(self.designs)]
+        many = len(self.designs)
+        return self.designs[torch.randperm(many).repeat(-(-n // many))[:n][torch.randperm(n)]]
 
     def _simulate(self, n: int, proposal: Any, design: Any, seed: int) -> Simulations:
         options: dict[str, Any] = {"seed": seed, "workers": self.workers, "progress": False}

@@ -159,7 +159,7 @@ def fingerprint(value: Any) -> Any:
         for name, tensor in value.state_dict().items():
             digest.update(f"{name}{_plain(tensor)}".encode())
         return f"{type(value).__qualname__}:{digest.hexdigest()[:16]}"
-    plain = _plain(value)
+    plain = str(value) if isinstance(value, Path) else _plain(value)
     if isinstance(plain, dict | list):
         return fingerprint(plain)
     return plain if _is_standard(plain) else str(plain)

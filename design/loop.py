@@ -101,7 +101,7 @@ def run_loop(
     columns = positions(list(width), simulator.parameters) if width else []
     candidates = None if candidates is None else as_candidates(candidates, simulator.designs)
     first = None if start is None else as_candidates(start, simulator.designs, "start")
-    pick = _picker(policy, candidates, simulator)
+    pick = _picker(policy, candidates, simulator, 0 if first is None else len(first))
     known = of_runs(simulator if estimator is None else estimator, simulator)
     ask = as_nature(nature, simulator)
     folder = ask.path if folder is None and isinstance(ask, Folder) else folder
@@ -224,8 +224,12 @@ def _realised(
     return float(mean[0, 0] - log_sum[0]) + math.log(inner), resolved(seen)
 
 
-def _picker(policy: Any, candidates: Tensor | None, simulator: Simulator) -> Callable[[int, int], Tensor] | None:
+def _picker(
+    policy: Any, candidates: Tensor | None, simulator: Simulator, given: int
+) -> Callable[[int, int], Tensor] | None:
     """What chooses designs without looking at gains: (round, seed) -> design (K,); `None` for policy "gain".
+
+    The first designs were given, so many.
 
     Raises:
         InputError: for an unknown policy, or a design of another length.
@@ -247,6 +251,7 @@ def _picker(policy: Any, candidates: Tensor | None, simulator: Simulator) -> Cal
         with seeded(seed):
             if candidates is None:
                 return UniformPrior(axes).sample()
-            return candidates[number % len(candidates) if policy == "grid" else int(torch.randint(len(candidates), ()))]
+            turn = (number - given) % len(candidates)
+            return candidates[turn if policy == "grid" else int(torch.randint(len(candidates), ()))]
 
     return None if policy == "gain" else pick

@@ -35,6 +35,9 @@ OUTSIDE = 10**6
 SPARE = 0.1
 """Of epsilon, that may be where points are few: one of these stands for much, and must not be at the threshold."""
 
+ROUNDING = 1e-5
+"""Nats by which a threshold is lower, so that a theta is inside in whatever batch it is asked for."""
+
 BAND = 10.0
 """The edge of a region is where the last so many epsilon of its posterior were."""
 
@@ -209,7 +212,7 @@ def _cut(
     last = max(int((held < 1 - epsilon).sum()), least - 1)
     inner = int((held < 1 - min(0.5, BAND * epsilon)).sum())
     most = int(log_density.isfinite().sum()) - 1
-    level, inner_level = (float(log_density[order[min(k, most)]]) for k in (last, inner))
+    level, inner_level = (float(log_density[order[min(k, most)]]) - ROUNDING for k in (last, inner))
     inside = log_density >= level
     box = None
     if cloud.unit is not None:

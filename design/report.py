@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -102,11 +103,11 @@ def _tests(findings: Findings) -> Iterator[str]:
             caption = f"Posterior standard deviation of {axis.name}; of random designs the median and the central 68%."
             figures.append(page.figure(partial(plots.widths_by_round, some, k), caption))
             ours = float(loop.posterior.stddev[k])
-            theirs = sorted(float(one.posterior.stddev[k]) for one in findings.baselines)
+            theirs = [float(one.posterior.stddev[k]) for one in findings.baselines]
             beaten = sum(ours < one for one in theirs)
             lines.append(
                 f"{axis.name}: sd {ours:.3g}, narrower than after {beaten} of the {len(theirs)} (median "
-                f"{theirs[len(theirs) // 2]:.3g})."
+                f"{median(theirs):.3g})."
             )
     if figures:
         yield page.section("Was it worth choosing?", page.bullets(lines) + page.side_by_side(figures))
@@ -116,10 +117,11 @@ def _more_information(findings: Findings) -> Iterator[str]:
     """By how much the posterior is narrower, in all parameters together, than after random designs."""
     ours, *others = (one.posterior for one in (findings.loop, *findings.baselines))
     if all(isinstance(posterior, GridPosterior) for posterior in (ours, *others)):
-        more = sorted(_entropy(posterior) - _entropy(ours) for posterior in others)
+        more = [_entropy(posterior) - _entropy(ours) for posterior in others]
         yield (
-            f"In all, the chosen designs have told {more[len(more) // 2]:.2f} nats more than the median of {len(more)} "
-            "loops of random designs at the same truth, whose noise was another."
+            f"In all, the chosen designs have told {median(more):.2f} nats more than the median of {len(more)} "
+            "loops of as many random designs at the same truth, whose noise was another"
+            f"{'' if findings.study.cost is None else ', whatever they cost'}."
         )
 
 

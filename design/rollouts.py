@@ -63,7 +63,7 @@ def roll(
     if not near or half < 2 * BLOCKS or from_unit(prior) is None:
         return see(read, rows, others, started)
     pilot = see(read, rows[:PILOT], others[:half])
-    if pilot.effective() < MATTER * half:
+    if not pilot.effective() >= MATTER * half:  # NaN where none of them could have made an experiment
         found = see(read, rows, others[:half], started, near=Near(prior, half, len(others) - half, seed))
     else:
         found = see(read, rows, others, started)

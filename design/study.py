@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sbi_core.design.information import contrastive_bound, posterior_gain
 from sbi_core.design.learning import learn
 from sbi_core.design.loop import pooled, run_loop
 from sbi_core.design.nature import Folder, Hidden, Nature
-from sbi_core.errors import SbiError
+from sbi_core.errors import InputError
 from sbi_core.estimators import load_estimator
 from sbi_core.events import Events
 from sbi_core.inference import Posterior
@@ -63,7 +63,7 @@ class Study(Asked):
     @property
     def in_nats(self) -> bool:
         """Whether experiments are wanted for information, which they are then told to have brought."""
-        return self.utility in (posterior_gain, contrastive_bound)
+        return getattr(self.utility, "func", self.utility) in (posterior_gain, contrastive_bound)
 
     @property
     def compared(self) -> int:
@@ -84,6 +84,7 @@ class Findings:
         study: what was asked.
         loop: its rounds.
         baselines: loops of random designs at the same truth.
+        ended: why others of these ended before they were done.
         exact: posterior of the same outcomes by the exact likelihood, where an estimator was learned.
         learned: how the estimator was learned, as plain data; `None` if the exact likelihood was read.
         seconds: stage -> wall time.
@@ -92,6 +93,7 @@ class Findings:
     study: Study
     loop: Loop
     baselines: tuple[Loop, ...]
+    ended: tuple[str, ...]
     exact: Posterior | None
     learned: Mapping[str, Any] | None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -144,8 +146,9 @@ class Findings:
         for number, one in enumerate(self.loop.experiments):
             said = [*(one.choice.flags if one.choice else ()), *(one.predicted.flags if one.predicted else ())]
             found += [f"round {number}: {text}" for text in dict.fromkeys([*said, *one.posterior.flags])]
-        if self.loop.experiments and (ended := self.study.compared - len(self.baselines)):
-            found.append(f"{ended} of {self.study.compared} loops of random designs met one that cannot be, and ended.")
+        if self.ended:
+            many = f"{len(self.ended)} of {self.study.compared} loops of random designs"
+            found.append(f"{many} could not be run to their end, the first because: {self.ended[0]}")
         return found
 
 
@@ -168,8 +171,8 @@ def run_study(study: Study) -> Findings:
     with _timed("run the loop", clock):
         loop = _loop(study, estimator)
     with _timed("compare", clock):
-        compared = _baselines(study, estimator, loop), _exact(study, loop)
-    findings = Findings(study, loop, *compared, learned, clock)
+        baselines, ended = _baselines(study, estimator, loop)
+        findings = Findings(study, loop, baselines, ended, _exact(study, loop), learned, clock)
     if loop.experiments:
         with seeded(study.seed):
             samples = loop.posterior.sample(torch.Size([SAMPLES]))
@@ -185,20 +188,29 @@ def _estimator(study: Study) -> tuple[Any, dict[str, Any] | None]:
     n, model, notes = study.plain["n_simulations"], study.folder / "model", study.folder / "learned.json"
     if n is None:
         return None, None
-    if notes.is_file():
-        found: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
-        return load_estimator(model), found
-    _say(study, f"learn from {n:,} simulated events")
     one = study.simulator.simulator if isinstance(study.simulator, Events) else study.simulator
+    low, high = torch.tensor([[axis.low, axis.high] for axis in one.designs], dtype=torch.float64).T
     at: Any = UniformPrior(one.designs)
     if study.candidates is not None:
         at = study.candidates if study.start is None else torch.cat([study.candidates, study.start]).unique(dim=0)
+        low, high = at.min(0).values, at.max(0).values
+    if notes.is_file():
+        found: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
+        ends = torch.tensor(found["designs"], dtype=torch.float64)
+        if bool((low < ends[0]).any() or (high > ends[1]).any()):
+            raise InputError(
+                f"candidates and start: the estimator in {model} was learned at designs from {found['designs'][0]} to "
+                f"{found['designs'][1]}, and some lie beyond. Choose another run_dir, or designs in between."
+            )
+        return load_estimator(model), found
+    _say(study, f"learn from {n:,} simulated events")
     options = {key: study.plain[key] for key in ("labels", "workers", "device")}
     options |= {key: value for key, value in study.plain["training"].items() if value is not None}
     learned = learn(one, study.prior, n, designs=at, seed=derived_seed(study.seed, 1), **options)
     learned.estimator.save(model)
     found = {"labels": learned.labels, "simulations": n, "excess": learned.excess, "loss": learned.fit.loss}
     found |= {"certificate": asdict(learned.certificate), "flags": list(learned.fit.flags)}
+    found |= {"designs": [low.tolist(), high.tolist()]}
     write_json(notes, found)
     return learned.estimator, found
 
@@ -255,19 +267,22 @@ def _common(study: Study, estimator: Any) -> dict[str, Any]:
     }
 
 
-def _baselines(study: Study, estimator: Any, loop: Loop) -> tuple[Loop, ...]:
-    """As many rounds at random designs, of those that can be as far as the loop has seen; others end their loop."""
-    first = next((one.choice for one in loop.experiments if one.choice is not None), None)
-    candidates, found = study.candidates, []
-    if candidates is not None and first is not None:
-        candidates = candidates[[k for k in range(len(candidates)) if k not in first.excluded]]
+def _baselines(study: Study, estimator: Any, loop: Loop) -> tuple[tuple[Loop, ...], tuple[str, ...]]:
+    """As many rounds at random designs, of those that can be as far as the loop has seen; and why others ended."""
+    choices = [one.choice for one in loop.experiments if one.choice is not None]
+    candidates, found, ended = study.candidates, [], []
+    if candidates is not None:
+        bad = [one.candidates[k] for one in choices[:1] for k in one.excluded]
+        candidates = candidates[[not any(torch.equal(design, other) for other in bad) for design in candidates]]
     for k in range(study.compared if loop.experiments else 0):
         seed, nature = derived_seed(study.seed, 4, k), derived_seed(study.seed, 5, k)
         options = {**_common(study, estimator), "seed": seed, "folder": study.folder / "random" / f"{k:03d}"}
         options |= {"policy": "random", "candidates": candidates, "rounds": len(loop.experiments)}
-        with suppress(SbiError):
+        try:
             found.append(run_loop(study.simulator, Hidden(study.simulator, study.truth, seed=nature), **options))
-    return tuple(found)
+        except Exception as error:  # of a user's simulator at a design that the loop would have excluded
+            ended.append(f"{type(error).__name__}: {error}")
+    return tuple(found), tuple(ended)
 
 
 def _exact(study: Study, loop: Loop) -> Posterior | None:

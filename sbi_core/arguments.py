@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sbi_core.errors import InputError, nearest
 from sbi_core.settings import Program
@@ -62,6 +63,7 @@ def read_arguments(program: Program, arguments: Sequence[str]) -> Request:
         raise InputError(f"--config-dir: there is no folder '{parsed.config_dir}'.")
     with _searching(program, parsed.config_dir) as groups:
         given = _parse(overrides, multirun=parsed.multirun)
+        keys = frozenset(str(override.key_or_group) for override in given)
         given += _parse(_implied(program, given), multirun=False)
         _check(program, given, groups)
         passed = [text for override in given for text in _passed_on(program, override)]
@@ -70,7 +72,6 @@ def read_arguments(program: Program, arguments: Sequence[str]) -> Request:
         configs = [_compose(name, job) for job in jobs]
     if parsed.multirun:
         passed += _subfolders(given)
-    keys = frozenset(str(override.key_or_group) for override in given)
     return Request([*flags, *passed], configs, keys, parsed.multirun)
 
 
@@ -97,10 +98,17 @@ def _searching(program: Program, config_dir: str | None) -> Iterator[dict[str, l
     try:
         loader: Any = hydra.config_loader
         groups = {group: loader.get_group_options(group) for group in (*program.groups, "study")}
-        studies = {name: loader.repository.load_config(f"study/{name}").config for name in groups["study"]}
-        yield groups | {"study": [name for name, keys in studies.items() if program.may_read(keys)]}
+        yield groups | {"study": [name for name in groups["study"] if _may_read(program, loader, name)]}
     finally:
         GlobalHydra.instance().clear()
+
+
+def _may_read(program: Program, loader: Any, study: str) -> bool:
+    """Whether a study is this program's, or broken, which is told when it is used."""
+    try:
+        return program.may_read(loader.repository.load_config(f"study/{study}").config)
+    except Exception:
+        return True
 
 
 def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
@@ -117,7 +125,7 @@ def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     try:
         return compose(name, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise InputError(_first_line(error)) from error
 
 
@@ -149,7 +157,8 @@ def _check(program: Program, overrides: Sequence[Override], groups: dict[str, li
             if isinstance(value, dict) or (value is None and key in ("simulator", "cost")):
                 continue
             if str(value) not in groups[key]:
-                raise InputError(f"{key}={value}: {nearest(str(value), groups[key])}")
+                known = nearest(str(value), groups[key]) if groups[key] else f"say {key}._target_=my_module.{value}."
+                raise InputError(f"{key}={value}: {known}")
 
 
 def _implied(program: Program, given: Sequence[Override]) -> list[str]:

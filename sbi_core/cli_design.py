@@ -18,7 +18,7 @@ from sbi_core.errors import InputError, nearest
 from sbi_core.estimators.batches import MIN_ROWS
 from sbi_core.events import Events
 from sbi_core.parameters import Parameter, names, positions
-from sbi_core.priors import UniformPrior, check_prior
+from sbi_core.priors import check_prior
 from sbi_core.seeding import derived_seed, seeded
 from sbi_core.settings import DESIGN
 from sbi_core.simulator import Simulator
@@ -81,8 +81,8 @@ def prepare(config: DictConfig, folder: Path | None, given: Collection[str]) -> 
         prior=prior,
         utility=_utility(built["utility"], plain),
         cost=built.get("cost"),
-        candidates=_candidates(plain["candidates"], world.designs),
-        start=None if plain["start"] is None else as_candidates(plain["start"], world.designs, "start"),
+        candidates=_inside("candidates", _candidates(plain["candidates"], world.designs), world.designs),
+        start=_inside("start", plain["start"], world.designs),
         truth=_truth(plain["truth"], world.parameters, prior, job.seed),
     )
 
@@ -94,7 +94,10 @@ def _run(world: Simulator, plain: Mapping[str, Any]) -> Simulator:
 
 
 def _utility(utility: Any, plain: Mapping[str, Any]) -> Any:
-    """A utility that has what it needs."""
+    """A utility that has what it needs, and no more than is its own."""
+    for name in ("n", "inner", "seed"):
+        if name in plain["utility"]:
+            raise InputError(f"utility.{name} is not read; say {'seed' if name == 'seed' else f'gain.{name}'}=...")
     for name, parameter in inspect.signature(utility).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name != "seed":
             raise InputError(f"utility.{name}: {plain['utility']['_target_']} needs it; utility.{name}=...")
@@ -104,7 +107,7 @@ def _utility(utility: Any, plain: Mapping[str, Any]) -> Any:
 def _candidates(given: Any, axes: tuple[Parameter, ...]) -> Tensor | None:
     """Designs (C, K): as they are listed, or all combinations of evenly spaced values."""
     if given is None or not isinstance(given, Mapping):
-        return None if given is None else as_candidates(given, axes)
+        return given if given is None else as_candidates(given, axes)
     for name in given:
         _known("candidates", name, axes)
     missing = [axis.name for axis in axes if axis.name not in given]
@@ -112,6 +115,16 @@ def _candidates(given: Any, axes: tuple[Parameter, ...]) -> Tensor | None:
         raise InputError(f"candidates: {', '.join(missing)} is missing; say '{{{missing[0]}: [first, last, number]}}'.")
     values = [torch.linspace(*given[axis.name], dtype=torch.float64) for axis in axes]
     return torch.cartesian_prod(*values).reshape(-1, len(axes))
+
+
+def _inside(key: str, given: Any, axes: tuple[Parameter, ...]) -> Tensor | None:
+    """Designs (C, K) within the ranges of their axes."""
+    rows = None if given is None else as_candidates(given, axes, key)
+    for k, axis in enumerate(axes if rows is not None else ()):
+        column = rows[:, k]  # type: ignore[index]
+        if len(off := column[(column < axis.low) | (column > axis.high)]):
+            raise InputError(f"{key}: {axis.name} = {float(off[0]):g} is outside {axis.low:g} to {axis.high:g}.")
+    return rows
 
 
 def _truth(given: Any, axes: tuple[Parameter, ...], prior: Distribution, seed: int) -> Tensor | None:
@@ -127,7 +140,7 @@ def _truth(given: Any, axes: tuple[Parameter, ...], prior: Distribution, seed: i
     theta = torch.tensor([float(given[axis.name]) for axis in axes], dtype=torch.float64)
     support: Any = prior.support
     if not bool(support.check(theta).all()):
-        raise InputError(f"truth = {dict(given)} is outside the prior {UniformPrior(axes)}.")
+        raise InputError(f"truth = {dict(given)} is outside the prior {prior}.")
     return theta
 
 

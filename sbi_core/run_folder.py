@@ -77,7 +77,7 @@ def recall(
     for key in sorted(given):
         root = "name" if key == "study" else key.split(".")[0]
         if root in program.observed:
-            merged[root] = asked.get(root)
+            merged[root] = _overlaid(merged.get(root), asked.get(root), key.split(".")[1:])
         if root in (*program.observed, *MANNER):
             continue
         for name, found, wanted in _leaves(root, settings.get(root), asked.get(root)):
@@ -88,6 +88,15 @@ def recall(
                     "another run_dir, or leave the setting out."
                 )
     return merged
+
+
+def _overlaid(kept: Any, wanted: Any, path: list[str]) -> Any:
+    """A setting, changed where a request names it: as a whole, by another `_target_`, or one option."""
+    if not path or not isinstance(kept, Mapping) or not isinstance(wanted, Mapping):
+        return wanted
+    if path == ["_target_"]:
+        return kept if kept.get("_target_") == wanted.get("_target_") else wanted
+    return {**kept, path[0]: wanted.get(path[0])}
 
 
 def _leaves(name: str, found: Any, wanted: Any) -> list[tuple[str, Any, Any]]:

@@ -206,7 +206,7 @@ DESIGN = Program(
         "labels": (lambda value: value in ("auto", "hard", "gold"), "one of auto, hard, gold"),
         "baselines": _whole(0),
         "gain.n": _whole(8),
-        "gain.inner": _whole(8),
+        "gain.inner": _whole(32),
         "gain.budget": _whole(4),
         "gain.confirm": _FLAG,
     },
@@ -236,8 +236,12 @@ def _is_named(value: Any) -> bool:
 
 def _is_lattice(value: Any) -> bool:
     parts = list(value.values()) if isinstance(value, Mapping) else []
-    return bool(parts) and all(_numbers(p) and len(p) == 3 and type(p[2]) is int and p[2] >= 1 for p in parts)
+    return bool(parts) and all(_is_row(p, 3) and type(p[2]) is int and p[2] >= 1 for p in parts)
 
 
 def _is_ranges(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(_numbers(item) and len(item) == 2 for item in value.values())
+    return isinstance(value, Mapping) and all(_is_row(item, 2) for item in value.values())
+
+
+def _is_row(value: Any, length: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == length and all(map(_is_finite, value))

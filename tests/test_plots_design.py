@@ -82,6 +82,12 @@ def test_gain_curves_of_rounds(axes: Any) -> None:
         plots.gain_curves(loop(1))
 
 
+def test_later_curves_are_not_cut(axes: Any) -> None:
+    low, high = (SimpleNamespace(choice=choice(0.1, top)) for top in (0.2, 1.0))
+    plots.gain_curves(SimpleNamespace(experiments=[low, high, low]), axes=axes)
+    assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 1.0
+
+
 def test_of_many_rounds_some_are_shown(axes: Any) -> None:
     plots.gain_curves(SimpleNamespace(experiments=loop(2).experiments[1:] * 30), axes=axes)
     assert len(legend(axes)) == 8 and (legend(axes)[0], legend(axes)[-1]) == ("0", "29")

@@ -166,7 +166,7 @@ class GridPosterior(Posterior):
         Uniform points then have this distribution, and evenly spread ones stay so (Rosenblatt, Ann. Math. Stat. 23
         (1952) 470).
         """
-        shape, unit, mass = unit.shape, unit.flatten(0, -2), self.mass()
+        shape, unit, mass = unit.shape, unit.reshape(-1, unit.shape[-1]), self.mass()
         cells: list[Tensor] = []
         theta: list[Tensor] = []
         for k, edge in enumerate(self._edges):

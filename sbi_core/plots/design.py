@@ -47,9 +47,13 @@ def gain_curves(loop: Any, *, axes: Any = None) -> Any:
     axes, chosen = on(axes), [(k, one) for k, one in enumerate(loop.experiments) if one.choice is not None]
     if not chosen:
         raise InputError("no round of this loop chose its design by a utility.")
+    ends = []
     for shade, k in _shades(len(chosen)):
         number, one = chosen[k]
+        axes.set_autoscaley_on(True)
         gain_curve(one.choice, label=f"{number}", colour=shade, axes=axes)
+        ends.append(axes.get_ylim())
+    axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
     axes.legend(ncols=1 + (len(chosen) > 4), loc="best", title=DONE)
     return axes
 

@@ -166,6 +166,33 @@ def steep(designs=None):
     return Explored(Cloud(theta, mass), torch.stack([1 + off, 1 - off]), rows=rows)
 
 
+def test_designs_say_nothing_about_theta_where_contrasts_are_of_all_rows():
+    """As many designs as rows, in order; thetas of the prior come first, and the likeliest of the others next."""
+    world, designs = Shifted(50.0, slopes=True), torch.linspace(0, 2, 1000, dtype=torch.float64)[:, None]
+    labeller = Labeller(world, world.prior, nre, designs, False, 1, 1)
+    labeller.add_of_prior(600, 0)
+    labeller.add_chosen(steep(), 1.0, 400, 1)
+    rows = labeller.all_rows()
+    theta, design = rows.theta[:, 0], rows.design[:, 0]
+    assert float(theta[600:].mean()) > float(theta[:600].mean()) + 0.3, "these are chosen"
+    assert abs(float(torch.corrcoef(torch.stack([theta, design]))[0, 1])) < 4 / 1000**0.5
+    assert float(torch.corrcoef(torch.stack([theta, designs[:, 0]]))[0, 1]) > 0.2, "saboteur: dealt in turn"
+    few = Labeller(world, world.prior, nre, designs[:300], False, 1, 1)
+    few.add_of_prior(700, 0)
+    assert few.all_rows().design[:, 0].unique(return_counts=True)[1].unique().tolist() == [2, 3], "evenly"
+
+
+def test_many_are_chosen_among_more_and_at_any_design():
+    world, designs = world_of_slopes, torch.linspace(0, 2, 620, dtype=torch.float64)[:, None]
+    labeller = Labeller(world, world.prior, nre, designs, True, 1, 1)
+    labeller.add_of_prior(1240, 0)
+    two = SimpleNamespace(members=[member(lambda t: t), member(lambda t: -t)])
+    for n, least in ((100, 256), (5000, 32)):
+        found = everywhere(two, world.prior, labeller.seen(), n, 1)
+        assert len(found.cloud.theta) >= 8 * n and len(found.rows) >= least
+        assert float(found.rows.design.max()) > 1.5 and float(found.rows.design.min()) < 0.5
+
+
 def test_the_posterior_is_right_though_thetas_are_not_of_the_prior():
     world, x_obs = Shifted(0.4), torch.tensor([0.0])
     labeller = Labeller(world, world.prior, nre, None, False, 1, 1)
@@ -277,7 +304,7 @@ def test_without_an_observation_all_x_count():
     world = Shifted()
     labeller = Labeller(world, world.prior, nre, None, False, 1, 1)
     labeller.add_of_prior(300, 0)
-    found = everywhere(SimpleNamespace(members=[one(1), one(-1)]), world.prior, labeller.seen(), 1)
+    found = everywhere(SimpleNamespace(members=[one(1), one(-1)]), world.prior, labeller.seen(), 100, 1)
     weight, theta = found.weight(1.0), found.cloud.theta[:, 0]
     assert float(weight[theta > 0].sum()) > 0.85 and float(found.apart[0]) > 0.02
     assert float(found.weight(0.0)[theta > 0].sum()) == pytest.approx(0.5, abs=0.01), "saboteur: unless it is ignored"

@@ -44,7 +44,7 @@ def test_the_first_rounds_may_be_given():
     assert [float(one.design) for one in found.experiments] == [0.5, 1.0, 1.5]
     assert [one.choice is None for one in found.experiments] == [True, True, False]
     assert found.experiments[0].predicted is None and found.experiments[2].predicted is not None
-    assert [float(one.design) for one in loop(start=[0.5], policy="grid").experiments] == [0.5, 1.0, 1.5]
+    assert [float(one.design) for one in loop(start=[1.5], policy="grid").experiments] == [1.5, 0.5, 1.0]
     with pytest.raises(InputError, match=r"start have shape \(1, 2\), expected \(C, 1\)"):
         loop(start=[[0.5, 1.0]])
 

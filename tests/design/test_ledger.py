@@ -120,6 +120,10 @@ def test_fingerprints_tell_settings_apart():
         assert prints == [json.dumps(fingerprint(value)) for value in values]
 
 
+def test_paths_are_told_apart():
+    assert fingerprint(Path("one")) != fingerprint(Path("two"))
+
+
 OTHERS = {
     "seed": {"seed": 2},
     "simulator": {"simulator": type("Other", (Slope,), {})()},

@@ -242,6 +242,7 @@ def test_quantiles_from_the_unit_cube():
     theta = posterior.from_unit(unit.clone())
     assert torch.allclose(distribution(posterior, theta), unit, atol=1e-9)
     assert torch.equal(posterior.from_unit(unit.reshape(4, 50, 2)), theta.reshape(4, 50, 2)), "whatever the shape"
+    assert torch.equal(posterior.from_unit(unit[3]), theta[3])
     assert not torch.allclose(distribution(posterior, theta.flip(0)), unit, atol=1e-2), "saboteur: other points"
     ends = posterior.from_unit(torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double())
     assert torch.allclose(ends.T, torch.stack([edge[[0, -1]] for edge in posterior._edges]), atol=1e-12)
