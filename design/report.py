@@ -11,7 +11,7 @@ import torch
 
 import sbi_core
 from sbi_core import page, plots
-from sbi_core.design.study import Findings
+from sbi_core.design.findings import Findings
 from sbi_core.inference import GridPosterior
 from sbi_core.results import sentences
 from sbi_core.seeding import seeded

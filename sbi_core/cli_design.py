@@ -13,7 +13,8 @@ from torch.distributions import Distribution
 from sbi_core.command import asked, run_command
 from sbi_core.conf.registry import build
 from sbi_core.design.choice import as_candidates
-from sbi_core.design.study import Study, run_study
+from sbi_core.design.findings import Study
+from sbi_core.design.study import run_study
 from sbi_core.errors import InputError, nearest
 from sbi_core.estimators.batches import MIN_ROWS
 from sbi_core.events import Events
