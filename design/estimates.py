@@ -16,7 +16,7 @@ Term = Callable[[Tensor, Tensor, int], Tensor]
 ENOUGH = 5
 """Experiments for each control variate, below which none are used."""
 
-WORTH = 0.7
+WORTH = 0.85
 """Control variates are used if their error is less than this part of that without them.
 
 Of two errors that are much the same the smaller is not the better: it is rather the one found too small.
