@@ -107,7 +107,7 @@ def _may_read(program: Program, loader: Any, study: str) -> bool:
     """Whether a study is this program's, or broken, which is told when it is used."""
     try:
         return program.may_read(loader.repository.load_config(f"study/{study}").config)
-    except Exception:
+    except (HydraException, OmegaConfBaseException, YAMLError):
         return True
 
 
