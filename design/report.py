@@ -120,7 +120,7 @@ def _more_information(findings: Findings) -> Iterator[str]:
         more = [_entropy(posterior) - _entropy(ours) for posterior in others]
         yield (
             f"In all, the chosen designs have told {median(more):.2f} nats more than the median of {len(more)} "
-            "loops of as many random designs at the same truth, whose noise was another"
+            "loops of random designs, as many each, at the same truth, whose noise was another"
             f"{'' if findings.study.cost is None else ', whatever they cost'}."
         )
 
