@@ -17,13 +17,14 @@ from sbi_core.errors import (
     TrainingError,
 )
 from sbi_core.events import Events
+from sbi_core.function_simulator import FunctionSimulator
 from sbi_core.gold import joint_log_ratio, joint_score
 from sbi_core.gold_check import check_gold
 from sbi_core.inference import Posterior, check_observation, diagnose, infer, limits
 from sbi_core.parameters import Parameter
 from sbi_core.priors import UniformPrior
 from sbi_core.simulations import Simulations
-from sbi_core.simulator import FunctionSimulator, Simulator
+from sbi_core.simulator import Mined, Simulator
 from sbi_core.store import Store
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "FunctionSimulator",
     "GoldError",
     "InputError",
+    "Mined",
     "MissingGold",
     "Parameter",
     "Posterior",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm import tqdm
 
-from sbi_core.columns import check_labels, to_column
+from sbi_core.columns import to_column
 from sbi_core.errors import InputError, SimulatorError, StoreError
 from sbi_core.parameters import names
+from sbi_core.plan import Plan, complete
 from sbi_core.priors import check_prior, describe
-from sbi_core.seeding import block_seed, fresh_seed, one_thread, seeded, torch_generator
+from sbi_core.seeding import fresh_seed
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Simulator, _plain
 from sbi_core.store import Store
-
-TRIAL = 10
-"""Rows of the trial call that tells the shapes before any costly work."""
 
 
 def simulate(
@@ -102,95 +100,6 @@ def simulate(
     return Simulations.concat(made)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that fixes the rows, small enough to send to a worker."""
-
-    simulator: Simulator
-    proposal: Distribution | Tensor
-    design: Distribution | Tensor | None
-    seed: int
-    info: Info
-    shapes: dict[str, tuple[int, ...]] | None = None
-    chunk_rows: int = 0
-    n: int = 0
-
-    def block(self, number: int, rows: int | None = None) -> dict[str, Tensor]:
-        """Draw one block of rows: columns (rows_per_seed, ...)."""
-        simulator, rows = self.simulator, rows or self.simulator.rows_per_seed
-        for_theta, for_design, *for_sample = block_seed(self.seed, number).spawn(4)
-        first = number * simulator.rows_per_seed
-        with one_thread():
-            theta = _draw(self.proposal, for_theta, first, rows)
-            design = None if self.design is None else _draw(self.design, for_design, first, rows)
-            x, z = self._sample(theta, design, for_sample)
-            columns = {"theta": theta, "x": self._column("x", x, theta)}
-            if design is not None:
-                columns["design"] = design
-            if z is not None:
-                columns["z"] = self._column("z", z, theta)
-            if (count := simulator.count(z)) is not None:
-                columns["n_events"] = count
-        if simulator.categories is not None:
-            check_labels(f"simulator '{simulator.name}': x", columns["x"], simulator.categories)
-        return columns
-
-    def trial(self) -> dict[str, Tensor]:
-        """Call the simulator on a few rows of no campaign, to learn and check its shapes."""
-        rows = min(TRIAL, self.simulator.rows_per_seed)
-        columns = replace(self, seed=0).block(0, rows)
-        return _complete(columns, 0, self.info).columns()
-
-    def _sample(self, theta: Tensor, design: Tensor | None, seeds: list[np.random.SeedSequence]) -> tuple[Any, Any]:
-        """Call the simulator on copies, which it may overwrite; its generator and the global state are two streams."""
-        simulator, copy = self.simulator, None if design is None else design.clone()
-        try:
-            with seeded(seeds[1]):
-                made = simulator.sample(theta.clone(), copy, torch_generator(seeds[0]))
-        except SimulatorError as error:
-            raise SimulatorError(f"{error} {self._all_rows('x')}".rstrip()) from error
-        if not isinstance(made, tuple) or len(made) != 2:
-            raise SimulatorError(f"simulator '{simulator.name}': got {type(made).__name__}, expected a pair (x, z).")
-        return made
-
-    def _shape(self, name: str) -> tuple[int, ...] | None:
-        return (self.shapes or {}).get(name, self.simulator.x_shape if name == "x" else None)
-
-    def _all_rows(self, name: str) -> str:
-        """Say what shape the whole campaign has, where that is known."""
-        shape = self._shape(name)
-        return "" if shape is None else f"All rows together: expected {(self.n, *shape)}."
-
-    def _column(self, name: str, value: Any, theta: Tensor) -> Tensor:
-        shape = self._shape(name)
-        expected = f"({len(theta)}, ...)" if shape is None else f"{(len(theta), *shape)}"
-        where = f"simulator '{self.simulator.name}': {name}"
-        at = f"; the first theta of this call is {theta[0].tolist()}. {self._all_rows(name)}".rstrip()
-        if not isinstance(value, Tensor | np.ndarray):
-            raise SimulatorError(f"{where} is {type(value).__name__}, expected {expected} as a tensor or array{at}")
-        column = to_column(name, value)
-        if column.ndim < 2 or len(column) != len(theta) or (shape is not None and column.shape[1:] != shape):
-            cure = f" One number per row needs {name}[:, None]." if column.shape == (len(theta),) else ""
-            raise SimulatorError(f"{where} has shape {tuple(column.shape)}, expected {expected}{at}{cure}")
-        return column.clone() if isinstance(value, Tensor) else column
-
-
-def _draw(source: Distribution | Tensor, seed: np.random.SeedSequence, first: int, rows: int) -> Tensor:
-    if isinstance(source, Tensor):
-        if source.ndim == 1:
-            return source.expand(rows, -1).clone()
-        index = torch.arange(first, first + rows).clamp(max=len(source) - 1)
-        return source[index]
-    with seeded(seed):
-        return source.sample(torch.Size([rows])).to(torch.float64)
-
-
-def _complete(columns: dict[str, Tensor], first: int, info: Info) -> Simulations:
-    """Add status and row numbers."""
-    row = torch.arange(first, first + len(columns["theta"]))
-    return Simulations(**columns, info=info, row=row)
-
-
 def _chunk(
     plan: Plan, k: int, rows: int, done: int, path: Path | None
 ) -> tuple[dict[str, Tensor], SimulatorError | None]:
@@ -212,7 +121,7 @@ def _chunk(
     if len(blocks) * size <= done:
         return {}, failure
     columns = {name: torch.cat([block[name] for block in blocks])[:rows] for name in blocks[0]}
-    columns = _complete(columns, first, plan.info).columns()
+    columns = complete(columns, first, plan.info).columns()
     if path is not None:
         Store(path).write(k, columns)
         columns = {"theta": columns["theta"]}

@@ -7,21 +7,36 @@ import hashlib
 import inspect
 import textwrap
 import types
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_core.columns import to_column
-from sbi_core.errors import InputError, MissingGold, SimulatorError
-from sbi_core.parameters import Parameter, names
+from sbi_core.errors import MissingGold, SimulatorError
+from sbi_core.parameters import Parameter
 from sbi_core.priors import UniformPrior
 
 LogLikelihood = Callable[[Tensor], Tensor]
 """theta (*, D) -> log p(x_obs | theta) in nats, (*), up to a term without theta."""
+
+
+class Mined(NamedTuple):
+    """What a call of `Simulator.mine` returns: M events, and what is kept of their latents.
+
+    Attributes:
+        x: (M, ...); NaN marks a failed row.
+        z: latents that `log_joint` reads, (M, ...).
+        joint_score: grad_theta log p(x, z | theta, design) at each row's own theta, (M, D).
+        joint_log_ratio: log p(x, z | theta, design) - log p(x, z | theta_alt, design), (M, C).
+    """
+
+    x: Tensor
+    z: Tensor | None = None
+    joint_score: Tensor | None = None
+    joint_log_ratio: Tensor | None = None
 
 
 class Simulator(abc.ABC):
@@ -38,6 +53,7 @@ class Simulator(abc.ABC):
         categories: x is a class label below this number, stored as one number a row; `None` for anything else.
         x_shape: the shape of one observation, if it is known before the first call.
         design_score: whether `log_joint` keeps every term with the design too.
+        contrasts: thetas C beside its own at which each row's joint likelihood is kept by `mine`.
         version: to be changed whenever the same seed gives other rows.
     """
 
@@ -47,6 +63,7 @@ class Simulator(abc.ABC):
     categories: int | None = None
     x_shape: tuple[int, ...] | None = None
     design_score: bool = False
+    contrasts: int = 0
     version: str = "1"
 
     @property
@@ -86,6 +103,27 @@ class Simulator(abc.ABC):
         Returns:
             x (M, ...) and the latents z (M, ...), or `None` where none are kept. NaN in x marks a failed row.
         """
+
+    def mine(self, theta: Tensor, theta_alt: Tensor | None, design: Tensor | None, generator: torch.Generator) -> Mined:
+        """Draw one event per row, with the gold that can be kept only while the program runs; by default, none.
+
+        For programs whose latents are no short vector from which a `log_joint` could be read afterwards. Rows then
+        carry their joint score and the joint ratios to C contrasts, which `simulate` draws from the proposal
+        (from the prior where thetas are given one by one).
+
+        Args:
+            theta: (M, D), float64.
+            theta_alt: (M, C, D), float64; `None` if `contrasts` is 0.
+            design: (M, K), float64, or `None` for the default setting.
+            generator: the only source of random numbers.
+
+        Raises:
+            SimulatorError: if `sample` does not return a pair.
+        """
+        made = self.sample(theta, design, generator)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise SimulatorError(f"simulator '{self.name}': got {type(made).__name__}, expected a pair (x, z).")
+        return Mined(*made)
 
     def log_joint(self, theta: Tensor, x: Tensor, z: Tensor | None, design: Tensor | None) -> Tensor:
         """log p(x, z | theta, design) in nats up to terms free of theta.
@@ -152,83 +190,3 @@ def _fingerprint(function: types.FunctionType) -> str:
     except (OSError, SyntaxError):
         return ""
     return ":" + hashlib.sha256(code.encode()).hexdigest()[:16]
-
-
-class FunctionSimulator(Simulator):
-    """A plain Python or NumPy function as a simulator without gold.
-
-    Args:
-        function: ``function(theta, rng) -> x``, or ``function(theta, design, rng) -> x`` if designs are given.
-            Vectorised: theta (M, D) in, x (M, ...) out. Row by row: theta (D,) in, x of one row out.
-            `rng` is a `numpy.random.Generator`, the only source of random numbers.
-        parameters: the axes of theta.
-        designs: the axes of the experiment setting.
-        vectorized: whether the function takes all rows at once.
-        rows_per_seed: rows drawn by one call and one seed; 1000 if vectorised, else 1.
-        prior: any distribution with event shape (D,); uniform on the parameters' ranges by default.
-        categories: x is a class label below this number.
-        x_shape: the shape of one observation, if it should be checked from the first call on.
-
-    Example:
-        >>> import sbi_core
-        >>> def shift(theta, rng):
-        ...     return theta + 0.3 * rng.standard_normal(theta.shape)
-        >>> toy = FunctionSimulator(shift, [Parameter("mu", -2, 2)])
-        >>> sbi_core.simulate(toy, 5, seed=1, progress=False).x.shape
-        torch.Size([5, 1])
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        parameters: Sequence[Parameter],
-        *,
-        designs: Sequence[Parameter] = (),
-        vectorized: bool = True,
-        rows_per_seed: int | None = None,
-        prior: Distribution | None = None,
-        categories: int | None = None,
-        x_shape: tuple[int, ...] | None = None,
-    ) -> None:
-        self.function = function
-        self.parameters = tuple(parameters)
-        self.designs = tuple(designs)
-        self.vectorized = vectorized
-        self.rows_per_seed = rows_per_seed or (1000 if vectorized else 1)
-        self._prior = prior
-        self.categories = categories
-        self.x_shape = x_shape
-
-    @property
-    def prior(self) -> Distribution:
-        """Density of theta, event shape (D,)."""
-        return self._prior if self._prior is not None else super().prior
-
-    def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, None]:
-        """Call the function on theta (M, D), with a NumPy generator seeded from 256 bits of `generator`; x (M, ...)."""
-        words = torch.randint(0, 2**32, (8,), generator=generator)
-        rng = np.random.default_rng(words.tolist())
-        if self.designs and design is None:
-            raise InputError(f"simulator '{self.name}' has designs {names(self.designs)}: give simulate(design=...).")
-        columns = [theta.numpy()] if design is None else [theta.numpy(), design.numpy()]
-        if self.vectorized:
-            return self._tensor(self.function(*columns, rng), columns[0][0].tolist()), None
-        rows: list[Tensor] = []
-        for row in zip(*columns, strict=True):
-            at, shape = row[0].tolist(), tuple(rows[0].shape) if rows else self.x_shape
-            x = self._tensor(self.function(*row, rng), at)
-            if not x.ndim:
-                raise SimulatorError(self._wrong("a single number", at, "an array; of shape (1,) for one number a row"))
-            if shape is not None and x.shape != shape:
-                raise SimulatorError(self._wrong(f"shape {tuple(x.shape)}", at, f"shape {shape} in every row"))
-            rows.append(x)
-        return torch.stack(rows), None
-
-    def _tensor(self, x: Any, theta: list[float]) -> Tensor:
-        if not isinstance(x, Tensor | np.ndarray | np.generic | float | int):
-            raise SimulatorError(self._wrong(type(x).__name__, theta, "an array"))
-        return to_column("x", x)
-
-    def _wrong(self, got: str, theta: list[float], expected: str) -> str:
-        first = "the first theta of the call is" if self.vectorized else "at theta ="
-        return f"simulator '{self.name}': the function returned {got}, expected {expected}; {first} {theta}."
