@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sbi_core.arguments import CONFIG, command_line, read_arguments
 from sbi_core.errors import InputError, SbiError, SbiWarning
+from sbi_core.interrupts import terminable
 from sbi_core.run_folder import read_record, recall
 from sbi_core.seeding import fresh_seed
 from sbi_core.settings import EMBEDDING, MANNER, Program
@@ -155,13 +156,19 @@ def _run(
     except SbiError as error:
         return _complain(program, error, 2)
     try:
-        with _notes(program):
+        with _notes(program), terminable():
             result = run(job)
     except SbiError as error:
         return _complain(program, error, 1)
     except KeyboardInterrupt:
-        print(f"{program.name}: interrupted; run_dir={folder} continues it.", file=sys.stderr)
-        return 130
+        code = 130
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    else:
+        print(f"{result}; report: {folder / 'report.html'}", flush=True)
+        return 0
+    print(f"{program.name}: interrupted; run_dir={folder} continues it.", file=sys.stderr)
+    return code
     print(f"{result}; report: {folder / 'report.html'}", flush=True)
     return 0
 

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,12 +31,14 @@ class Mined(NamedTuple):
         z: latents that `log_joint` reads, (M, ...).
         joint_score: grad_theta log p(x, z | theta, design) at each row's own theta, (M, D).
         joint_log_ratio: log p(x, z | theta, design) - log p(x, z | theta_alt, design), (M, C).
+        failures: why rows failed whose x is NaN, where that is known: number of the row in this call -> exception.
     """
 
     x: Tensor
     z: Tensor | None = None
     joint_score: Tensor | None = None
     joint_log_ratio: Tensor | None = None
+    failures: Mapping[int, BaseException] | None = None
 
 
 class Simulator(abc.ABC):
