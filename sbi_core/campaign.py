@@ -82,7 +82,15 @@ def simulate(
     plan = _plan(simulator, n, proposal, design, seed or 0)
     if opened is not None:
         _check_same(opened, plan)
-    example = opened[:1].columns() if opened else try_out(plan, time_limit)
+    example, repeats = (opened[:1].columns(), True) if opened else try_out(plan, time_limit)
+    if not repeats:
+        warnings.warn(
+            f"simulator '{simulator.name}' gives other rows for the same seed: it draws random numbers from elsewhere "
+            "than its generator (numpy.random.default_rng() without a seed, the clock, threads), or remembers earlier "
+            "calls. Its rows cannot be made again.",
+            SbiWarning,
+            stacklevel=2,
+        )
     chunk = opened.chunk_rows if opened is not None else chunk_rows or _chunk_rows(simulator.rows_per_seed, n)
     if store is not None and opened is None:
         opened = Store.create(store, plan.info, example, chunk)

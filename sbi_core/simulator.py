@@ -55,6 +55,7 @@ class Simulator(abc.ABC):
         categories: x is a class label below this number, stored as one number a row; `None` for anything else.
         x_shape: the shape of one observation, if it is known before the first call.
         design_score: whether `log_joint` keeps every term with the design too.
+        runs_foreign_code: whether somebody else's code draws the rows, which may not keep to the generator it is given.
         contrasts: thetas C beside its own at which each row's joint likelihood is kept by `mine`.
         version: to be changed whenever the same seed gives other rows.
     """
@@ -66,6 +67,7 @@ class Simulator(abc.ABC):
     x_shape: tuple[int, ...] | None = None
     design_score: bool = False
     contrasts: int = 0
+    runs_foreign_code: bool = False
     version: str = "1"
 
     @property

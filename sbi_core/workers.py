@@ -109,8 +109,8 @@ class _Pool:
         return replace(task, skip={**task.skip, at[1]: error})
 
 
-def try_out(plan: Plan, time_limit: float | None) -> dict[str, Tensor]:
-    """A trial call, which tells the columns' shapes: in a process of its own if it must end in time.
+def try_out(plan: Plan, time_limit: float | None) -> tuple[dict[str, Tensor], bool]:
+    """`Plan.trial`: in a process of its own if it must end in time.
 
     Raises:
         SimulatorError: if the simulator fails or does not answer.
@@ -124,7 +124,7 @@ def try_out(plan: Plan, time_limit: float | None) -> dict[str, Tensor]:
         note = Path(folder, "trial.txt")
         with _closing(ProcessPoolExecutor(max_workers=1, initializer=_deaf)) as pool:
             try:
-                found: dict[str, Tensor] = pool.submit(plan.trial, time_limit, note).result()
+                found: tuple[dict[str, Tensor], bool] = pool.submit(plan.trial, time_limit, note).result()
             except BrokenProcessPool as error:
                 why = "did not answer, and could not be interrupted" if note.exists() else "ended its process"
                 raise SimulatorError(f"simulator '{plan.simulator.name}': a trial call {why}.") from error
