@@ -21,7 +21,7 @@ from sbi_core.errors import InputError, SbiError, SbiWarning
 from sbi_core.interrupts import terminable
 from sbi_core.run_folder import read_record, recall
 from sbi_core.seeding import fresh_seed
-from sbi_core.settings import EMBEDDING, MANNER, Program
+from sbi_core.settings import EMBEDDING, MANNER, PROGRAM_RUNNERS, Program
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Asked:
             InputError: if it may not, and is needed.
         """
         target = str(config.get("_target_"))
-        if "." not in target or {group, f"{group}._target_"} & set(self.trusted):
+        if ("." not in target and target not in PROGRAM_RUNNERS) or {group, f"{group}._target_"} & set(self.trusted):
             return True
         if needed:
             raise InputError(

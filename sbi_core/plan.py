@@ -87,7 +87,8 @@ class Plan:
         """
         rows, simulator = min(TRIAL, self.simulator.rows_per_seed), self.simulator
         ours = type(simulator).__module__.startswith("sbi_core.") and not simulator.runs_foreign_code
-        for seed in range(TRIAL):
+        attempts = TRIAL if rows == 1 else 3
+        for seed in range(attempts):
             plan = replace(self, seed=seed)
             began = time.perf_counter()
             try:
@@ -105,7 +106,7 @@ class Plan:
         else:
             theta = plan._given(0, rows, block_seed(plan.seed, 0).spawn(5))["theta"][0].tolist()
             raise SimulatorError(
-                f"simulator '{simulator.name}' fails in each of {TRIAL} trial calls; the last raised "
+                f"simulator '{simulator.name}' fails in each of {attempts} trial calls; the last raised "
                 f"{type(failure).__name__}: {failure}, at theta = {theta}."
             ) from failure
         same = all(column.numpy().tobytes() == again[name].numpy().tobytes() for name, column in columns.items())

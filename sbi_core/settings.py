@@ -16,6 +16,9 @@ EMBEDDING = "estimator.embedding"
 MANNER = ("workers", "campaign", "device", "progress", "run_dir")
 """Settings that do not change what comes out; no run folder insists on them."""
 
+PROGRAM_RUNNERS = ("CommandSimulator",)
+"""Classes of ours that run what their options name."""
+
 Rule = tuple[Callable[[Any], bool], str]
 
 
