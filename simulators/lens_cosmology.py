@@ -73,18 +73,15 @@ def scale_radius(mass: Tensor) -> Tensor:
 def projected(x: Tensor) -> Tensor:
     """g(x) = ln(x / 2) + F(x) (*), x (*) > 0, without loss of digits where x is small or near 1.
 
-    With s = sqrt(1 - x^2) below 1, g = [x^2 / (1 + s) ln(2 / x) + ln((1 + s) / 2)] / s; near 1, F = sum_k (1 - x^2)^k /
-    (2 k + 1).
+    With s = sqrt(1 - x^2) below 1, g = [x^2 / (1 + s) ln(2 / x) + ln((1 + s) / 2)] / s; near 1, F = 1 + s^2 / 3 + s^4 /
+    5 + s^6 / 7.
     """
-    q = (1 - x) * (1 + x)
-    root = q.abs().sqrt().clamp(min=1e-3)
-    less = torch.where(x < 1, x, 0.5) ** 2 / (1 + root)  # 1 - s
-    below = (less * torch.log(2 / x) + torch.log1p(-less / 2)) / root
-    log = torch.log(x / 2)
-    series = torch.full_like(x, 1 / 17)
-    for k in range(7, -1, -1):
-        series = series * q.clamp(-0.02, 0.02) + 1 / (2 * k + 1)
-    return torch.where(q.abs() < 0.01, log + series, torch.where(x < 1, below, log + torch.atan(root) / root))
+    log, q = torch.log(x / 2), (1 - x) * (1 + x)
+    root = q.abs().clamp(min=1e-4).sqrt()
+    less = x.clamp(max=1.0) ** 2 / (1 + root)  # 1 - s
+    below = (torch.log1p(-less / 2) - less * log) / root
+    value = torch.where(x < 1, below, log + torch.atan(root) / root)
+    return torch.where(q.abs() < 1e-4, log + 1 + q * (1 / 3 + q * (1 / 5 + q / 7)), value)
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ class Host:
     def __len__(self) -> int:
         return len(self.sigma_v)
 
-    def __getitem__(self, rows: slice) -> "Host":
+    def __getitem__(self, rows: Tensor | slice) -> "Host":
         return Host(self.sigma_v[rows], self.z_l[rows], self.source_x[rows], self.source_y[rows])
 
     @property

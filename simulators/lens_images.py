@@ -59,13 +59,10 @@ class Camera:
         """Points P along each side at which the light is taken."""
         return self.pixels * self.oversampling
 
-    @cached_property
-    def axis(self) -> Tensor:
-        """Coordinates of the points along either side in arcsec, (P,)."""
-        half = self.pixels * self.pixel_size / 2
-        if self.as_published:
-            return torch.linspace(-half, half, self.points, dtype=torch.float64)
-        return (torch.arange(self.points, dtype=torch.float64) + 0.5) * self.pixel_size / self.oversampling - half
+    @property
+    def step(self) -> float:
+        """Distance of neighbouring points in arcsec."""
+        return self.pixels * self.pixel_size / (self.points - self.as_published)
 
     @cached_property
     def spread(self) -> Tensor:
@@ -96,8 +93,8 @@ class Camera:
         """
         b, norm = _B, 2 * math.pi / _B**2
         if self.as_published:
-            b, norm = 2 - 1 / 3 + 4 / 405 + 46 / 25515 + 131 / 1148175 - 2194697 / 30690717750, 0.0
-            norm = 3.8 * math.pi / (math.pi * math.exp(b))
+            b = 2 - 1 / 3 + 4 / 405 + 46 / 25515 + 131 / 1148175 - 2194697 / 30690717750
+            norm = 3.8 * math.pi / math.exp(b)
         area = self.pixel_size**2
         peak = SOURCE_COUNTS * area / (norm * HALF_LIGHT**2)
         radius = torch.hypot(x, y)

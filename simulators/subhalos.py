@@ -14,7 +14,7 @@ subhalos between a_c and b (the range of calibration), the number of subhalos ab
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class MassFunction:
         tilt = mean_log_mass(beta, low, log_top) - mean_log_mass(beta + 1, calibrated, log_top)
         spread = variance_log_mass(beta, low, log_top)
         across = tilt / f_sub
-        rows = [torch.stack([1 / f_sub**2, across], -1), torch.stack([across, tilt**2 + spread], -1)]
+        rows = [torch.stack([torch.ones_like(tilt) / f_sub**2, across], -1), torch.stack([across, tilt**2 + spread], -1)]
         return self.log_expected(theta, log_region, log_top).exp()[..., None, None] * torch.stack(rows, -2)
 
     def _ends(self, log_top: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,8 +149,22 @@ class Subhalos:
     def __len__(self) -> int:
         return len(self.mass)
 
-    def __getitem__(self, which: Tensor) -> "Subhalos":
+    def __getitem__(self, which: Tensor | slice) -> "Subhalos":
         return Subhalos(self.lens[which], self.mass[which], self.x[which], self.y[which])
+
+    def joined(self, other: "Subhalos") -> "Subhalos":
+        """These and others, sorted by lens."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("lens", "mass", "x", "y"))
+        return Subhalos(*map(torch.cat, pairs)).sorted()
+
+    def sorted(self) -> "Subhalos":
+        """The same, sorted by lens."""
+        return self if bool((self.lens.diff() >= 0).all()) else self[self.lens.argsort(stable=True)]
+
+    def between(self, first: int, last: int) -> "Subhalos":
+        """Those of lenses from `first` to before `last`, which becomes number 0 and so on; they must be sorted."""
+        some = self[slice(*torch.searchsorted(self.lens, torch.tensor([first, last])).tolist())]
+        return replace(some, lens=some.lens - first)
 
     def counts(self, lenses: int) -> Tensor:
         """Number of subhalos of each of the lenses (M,), float64."""
