@@ -30,8 +30,8 @@ from sbi_core.simulators.subhalos import Subhalos
 HEAVY = 0.03
 """Subhalos with B / theta_s above this many arcsec are summed directly; the largest deflection is .3 of it."""
 
-_WIDEST = 3.0  # arcsec; largest scale radius that the meshes know
-_KERNELS = 6
+_WIDEST = 2.0  # arcsec; largest scale radius that the meshes know
+_KERNELS = 7
 _FEW = 4  # light subhalos in an image that are not worth a mesh
 _TOGETHER = 8  # subhalos summed directly at once: more do not fit the cache
 

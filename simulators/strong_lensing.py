@@ -184,7 +184,7 @@ class StrongLensing(Simulator):
 
     def draw_subhalos(self, theta: Tensor, host: Host, generator: torch.Generator) -> Subhalos:
         """Draw the subhalos of hosts (M,) at theta (M, 2)."""
-        region, top = self._limits(host)
+        region, _ = self._limits(host)
         subhalos = self._draw_once(theta, host, generator)
         if not self._published:
             return subhalos

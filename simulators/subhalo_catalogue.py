@@ -26,7 +26,7 @@ from torch import Tensor
 from sbi_core.errors import SimulatorError
 from sbi_core.simulators.subhalos import MassFunction, Subhalos, log_integral, mean_log_mass
 
-_ORDER = 8
+_ORDER = 12
 _ROWS = 100  # catalogues at once
 _REACH = 9.0  # standard deviations of the error that count
 _OVERFLOW = 1e-12
@@ -103,7 +103,7 @@ class Catalogue:
     def information(self, theta: Tensor) -> Tensor:
         """Fisher information (*, 2, 2) of a catalogue at theta (*, 2): mu times the squared gradient of ln mu."""
         ends = float(self._log10_mass[0]) - _REACH * self.error, float(self._log10_mass[-1]) + _REACH * self.error
-        y, weights = _panels(*ends, self.error)
+        y, weights = _panels(*ends, 2 * self.error)
         spectrum, kernel = self._spectrum(theta), self._kernel(y).T
         mu = spectrum @ kernel
         slope = (spectrum * self._log10_mass * _TEN) @ kernel / mu - self._calibration(theta)[..., None]
@@ -113,7 +113,7 @@ class Catalogue:
 
     @cached_property
     def _nodes(self) -> tuple[Tensor, Tensor]:
-        return _panels(math.log10(self.masses.floor), self.log_top / _TEN, min(self.error, self.width))
+        return _panels(math.log10(self.masses.floor), self.log_top / _TEN, 3 * min(self.error, self.width))
 
     @property
     def _log10_mass(self) -> Tensor:
@@ -155,9 +155,14 @@ class Catalogue:
         return sums + n * self._scale(theta) - self.expected(theta) - torch.lgamma(n + 1.0)
 
     def _score(self, theta: Tensor, x: Tensor) -> Tensor:
-        row, mu, mean = self._found_masses(theta, x)
+        row, _, mean = self._found_masses(theta, x)
         sums = torch.zeros_like(theta[:, 0]).index_add(0, row, mean)
-        tilt, n, expected, spectrum = self._calibration(theta), (x > 0).sum(-1), self.expected(theta), self._spectrum(theta)
+        tilt, n, expected, spectrum = (
+            self._calibration(theta),
+            (x > 0).sum(-1),
+            self.expected(theta),
+            self._spectrum(theta),
+        )
         found = (spectrum * self._log10_mass * _TEN) @ self._found / (spectrum @ self._found)
         return torch.stack([(n - expected) / theta[:, 0], sums - n * tilt - expected * (found - tilt)], -1)
 

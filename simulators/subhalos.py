@@ -122,7 +122,10 @@ class MassFunction:
         tilt = mean_log_mass(beta, low, log_top) - mean_log_mass(beta + 1, calibrated, log_top)
         spread = variance_log_mass(beta, low, log_top)
         across = tilt / f_sub
-        rows = [torch.stack([torch.ones_like(tilt) / f_sub**2, across], -1), torch.stack([across, tilt**2 + spread], -1)]
+        rows = [
+            torch.stack([torch.ones_like(tilt) / f_sub**2, across], -1),
+            torch.stack([across, tilt**2 + spread], -1),
+        ]
         return self.log_expected(theta, log_region, log_top).exp()[..., None, None] * torch.stack(rows, -2)
 
     def _ends(self, log_top: Tensor) -> tuple[Tensor, Tensor]:
