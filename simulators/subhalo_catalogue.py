@@ -27,7 +27,7 @@ from sbi_core.errors import SimulatorError
 from sbi_core.simulators.subhalos import MassFunction, Subhalos, log_integral, mean_log_mass
 
 _ORDER = 12
-_ROWS = 100  # catalogues at once
+_ROWS, _NUMBERS = 100, 1_000_000  # catalogues at once, and pairs of a theta and a mass
 _REACH = 9.0  # standard deviations of the error that count
 _OVERFLOW = 1e-12
 _TEN = math.log(10)
@@ -66,7 +66,7 @@ class Catalogue:
 
     def efficiency(self, log10_mass: Tensor) -> Tensor:
         """Probability (*) that a subhalo is found, at log10 of its mass (*)."""
-        return torch.special.ndtr((log10_mass - math.log10(self.m_half)) / self.width)
+        return torch.special.log_ndtr((log10_mass - math.log10(self.m_half)) / self.width).exp()  # ndtr is 0 early
 
     def sample(self, subhalos: Subhalos, rows: int, generator: torch.Generator) -> Tensor:
         """Draw catalogues x (rows, n_max), log10 of measured masses and zeros behind them, float64."""
@@ -149,38 +149,50 @@ class Catalogue:
         return mean_log_mass(theta[..., 1] + 1, low, torch.tensor(self.log_top, dtype=torch.float64))
 
     def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+        """log p (*, R) at theta (R, 2), or (T, 1, 2) for all pairs, and x (R, n_max)."""
         row, mu, _ = self._found_masses(theta, x)
-        n = (x > 0).sum(-1)
-        sums = torch.zeros_like(theta[:, 0]).index_add(0, row, mu.log())
-        return sums + n * self._scale(theta) - self.expected(theta) - torch.lgamma(n + 1.0)
+        n = (x > 0).sum(-1).to(torch.float64)
+        sums = mu.new_zeros(*mu.shape[:-1], len(x)).index_add(-1, row, mu.log())
+        return sums + n * self._scale(theta) - self.expected(theta) - torch.lgamma(n + 1)
 
     def _score(self, theta: Tensor, x: Tensor) -> Tensor:
-        row, _, mean = self._found_masses(theta, x)
-        sums = torch.zeros_like(theta[:, 0]).index_add(0, row, mean)
-        tilt, n, expected, spectrum = (
-            self._calibration(theta),
-            (x > 0).sum(-1),
-            self.expected(theta),
-            self._spectrum(theta),
-        )
+        """Score (*, R, 2) at theta (R, 2), or (T, 1, 2) for all pairs, and x (R, n_max)."""
+        row, mu, weighted = self._found_masses(theta, x)
+        sums = mu.new_zeros(*mu.shape[:-1], len(x)).index_add(-1, row, weighted / mu.clamp(min=1e-300))
+        tilt, n, expected = self._calibration(theta), (x > 0).sum(-1), self.expected(theta)
+        spectrum = self._spectrum(theta)
         found = (spectrum * self._log10_mass * _TEN) @ self._found / (spectrum @ self._found)
-        return torch.stack([(n - expected) / theta[:, 0], sums - n * tilt - expected * (found - tilt)], -1)
+        return torch.stack([(n - expected) / theta[..., 0], sums - n * tilt - expected * (found - tilt)], -1)
 
     def _found_masses(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each measured mass of x (R, n_max) its row, mu without `_scale` and the mean of ln m, (E,) each."""
+        """Of each of the E masses of x (R, n_max) its row, mu without `_scale`, mu times the mean of ln m, (*, E)."""
         row, place = torch.nonzero(x > 0, as_tuple=True)
-        each = self._spectrum(theta)[row] * self._kernel(x[row, place])
-        mu = each.sum(-1)
-        return row, mu, (each @ self._log10_mass) * _TEN / mu.clamp(min=1e-300)
+        kernel, spectrum = self._kernel(x[row, place]), self._spectrum(theta)
+        if theta.ndim == 3:
+            both = (spectrum[:, 0], spectrum[:, 0] * self._log10_mass * _TEN)
+            return row, both[0] @ kernel.T, both[1] @ kernel.T
+        each = spectrum[row] * kernel
+        return row, each.sum(-1), (each @ self._log10_mass) * _TEN
 
-    @staticmethod
-    def _over(theta: Tensor, x: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Apply a function of rows (R, 2) and (R, n_max) to theta (*, 2) and x (*, n_max) that broadcast."""
+    def _over(self, theta: Tensor, x: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Apply a function to theta (*, 2) and x (*, n_max): pair by pair, or to all pairs where those are few more."""
         theta, x = theta.to(torch.float64), x.to(torch.float64)
         shape = torch.broadcast_shapes(theta.shape[:-1], x.shape[:-1])
-        pairs = (part.expand(*shape, -1).reshape(-1, part.shape[-1]).split(_ROWS) for part in (theta, x))
-        values = torch.cat([function(*some) for some in zip(*pairs, strict=True)])
-        return values.reshape(*shape, *values.shape[1:])
+        thetas, rows = theta.reshape(-1, 2), x.reshape(-1, x.shape[-1])
+        which = [torch.arange(len(own)).reshape(part.shape[:-1]) for own, part in ((thetas, theta), (rows, x))]
+        at, of = (index.expand(shape).flatten() for index in which)
+        if len(thetas) * len(rows) > 4 * len(at):
+            pairs = zip(at.split(_ROWS), of.split(_ROWS), strict=True)
+            values = torch.cat([function(thetas[some], rows[same]) for some, same in pairs])
+        else:
+            values = torch.cat([self._grid(thetas, some, function) for some in rows.split(_ROWS)], 1)[at, of]
+        return values.reshape((*shape, *values.shape[1:]))
+
+    @staticmethod
+    def _grid(theta: Tensor, x: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Values (T, R, ...) for all pairs of theta (T, 2) and x (R, n_max)."""
+        together = max(1, _NUMBERS // max(1, int((x > 0).sum())))
+        return torch.cat([function(some[:, None], x) for some in theta.split(together)])
 
 
 def _panels(low: float, high: float, widest: float) -> tuple[Tensor, Tensor]:

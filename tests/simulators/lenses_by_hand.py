@@ -35,9 +35,7 @@ def share_within(x):
         u = np.exp(v)  # x / r
         return (x / (x + u)) ** 2 * u**2 / (1 + np.sqrt(1 - u * u))
 
-    return sphere + sum(
-        quad(beyond, v, v + 2, epsabs=0, epsrel=1e-11)[0] for v in np.arange(-50.0, 0.0, 2.0)
-    )
+    return sphere + sum(quad(beyond, v, v + 2, epsabs=0, epsrel=1e-11)[0] for v in np.arange(-50.0, 0.0, 2.0))
 
 
 class Lens:

@@ -63,7 +63,7 @@ def test_series_meets_the_closed_form():
 def test_masses_follow_the_power_law(power):
     unit = torch.rand(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     drawn = draw_log_mass(unit, at(power).expand(20_000), at(LOW).expand(20_000), at(HIGH).expand(20_000))
-    assert LOW <= float(drawn.min()) and float(drawn.max()) <= HIGH
+    assert float(drawn.min()) >= LOW and float(drawn.max()) <= HIGH
 
     def share(slope):
         return lambda t: np.expm1(slope * (t - LOW)) / np.expm1(slope * (HIGH - LOW))
