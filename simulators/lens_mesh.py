@@ -10,7 +10,7 @@ kernel bends: heavy halos have to be summed directly.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -50,23 +50,11 @@ class Mesh:
         """Largest coordinate in arcsec that the mesh can hold."""
         return ((self.nodes - 1) / 2 - 1) * self.step
 
-    @cached_property
+    @property
     def radii(self) -> Tensor:
         """Logarithms of the tabulated scale radii, (K,)."""
         angle = math.pi * (torch.arange(self.kernels, dtype=torch.float64) + 0.5) / self.kernels
         return math.log(self.high * self.low) / 2 + math.log(self.high / self.low) / 2 * torch.cos(angle)
-
-    @cached_property
-    def transforms(self) -> Tensor:
-        """Transforms of the kernels along x and y, (K, 2, N / 2 + 1, N), the frequencies along x first."""
-        offset = torch.fft.fftfreq(self.size, 1 / self.size, dtype=torch.float64) * self.step
-        offset[self.size // 2] = 0.0  # never used; so the kernel is odd
-        x, y = offset[None, :], offset[:, None]
-        square = (x**2 + y**2).clamp(min=1e-20)
-        bend = projected(square.sqrt() / self.radii.exp()[:, None, None]) / square
-        bend[:, self.size // 2], bend[:, :, self.size // 2] = 0.0, 0.0
-        both = torch.stack([bend * x, bend * y], 1)
-        return torch.fft.rfft2(both).transpose(-1, -2).to(torch.complex64).contiguous()
 
     def deflection(self, lenses: int, lens: Tensor, x: Tensor, y: Tensor, strength: Tensor, scale: Tensor) -> Tensor:
         """Deflection (lenses, 2, P, P) in arcsec, float32, of halos in `reach`; all arguments (S,), sorted by lens."""
@@ -83,8 +71,9 @@ class Mesh:
         """Deflection (B, 2, P, P) for strengths (B, K, L, L)."""
         waves = torch.fft.rfft(density, n=self.size).transpose(-1, -2).contiguous()
         waves = torch.fft.fft(waves, n=self.size)
-        sums = torch.zeros(len(waves), *self.transforms.shape[1:], dtype=waves.dtype)
-        for k, kernel in enumerate(self.transforms):
+        kernels = transforms(self)
+        sums = torch.zeros(len(waves), *kernels.shape[1:], dtype=waves.dtype)
+        for k, kernel in enumerate(kernels):
             sums.addcmul_(waves[:, k, None], kernel)
         kept = slice((self.nodes - self.points) // 2, (self.nodes + self.points) // 2)
         back = torch.fft.ifft(sums)[..., kept].transpose(-1, -2)
@@ -117,6 +106,18 @@ class Mesh:
         others = away[:, None, :].expand(-1, self.kernels, -1).clone()
         others.diagonal(dim1=1, dim2=2).fill_(1.0)
         return others.prod(-1) / apart.prod(-1)
+
+
+@cache
+def transforms(mesh: Mesh) -> Tensor:
+    """Transforms of the kernels along x and y, (K, 2, N / 2 + 1, N), the frequencies along x first."""
+    offset = torch.fft.fftfreq(mesh.size, 1 / mesh.size, dtype=torch.float64) * mesh.step
+    x, y = offset[None, :], offset[:, None]
+    square = (x**2 + y**2).clamp(min=1e-20)
+    bend = projected(square.sqrt() / mesh.radii.exp()[:, None, None]) / square
+    bend[:, mesh.size // 2], bend[:, :, mesh.size // 2] = 0.0, 0.0  # offsets that never occur; so the kernel is odd
+    both = torch.stack([bend * x, bend * y], 1)
+    return torch.fft.rfft2(both).transpose(-1, -2).to(torch.complex64).contiguous()
 
 
 def _cubic(place: Tensor) -> Tensor:
