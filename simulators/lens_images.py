@@ -69,17 +69,16 @@ class Camera:
         """The matrix (P, P) that spreads light along either side; each row holds what a point collects."""
         step = self.pixel_size / self.oversampling
         sigma = FWHM / math.sqrt(8 * math.log(2)) / step
+        reach = math.ceil(8 * sigma) + 2
         if self.as_published:
             sigma = FWHM / 2**1.5 * math.sqrt(math.log(2)) / step
-        reach = math.ceil(8 * sigma) + 2
-        offset = torch.arange(-reach, reach + 1)
+            reach = math.ceil(4 * sigma - 0.5)  # 8 sigma wide, an odd number of pixels
+        offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
         weight = torch.from_numpy(ive(offset.abs().numpy(), sigma**2))
         if self.as_published:
-            reach = math.ceil(4 * sigma - 0.5)  # 8 sigma wide, an odd number of pixels
-            offset = torch.arange(-reach, reach + 1)
-            weight = torch.exp(-((offset / sigma) ** 2) / 2).to(torch.float64)
+            weight = torch.exp(-((offset / sigma) ** 2) / 2)
         matrix = torch.zeros(self.points, self.points, dtype=torch.float64)
-        for shift, share in zip(offset.tolist(), (weight / weight.sum()).tolist(), strict=True):
+        for shift, share in zip(offset.int().tolist(), (weight / weight.sum()).tolist(), strict=True):
             for row in range(self.points):
                 column = row + shift
                 if not self.as_published or 0 <= column < self.points:

@@ -37,6 +37,8 @@ def draw_images(axes: Any, simulations: Simulations) -> None:
     tall = -(-len(some) // _COLUMNS)
     axes.set(xlim=(0, _COLUMNS * (1 + _GAP) - _GAP), ylim=(-tall * (1 + 3 * _GAP) + 3 * _GAP, 0.12), aspect="equal")
     axes.set_axis_off()
+    if some.z is not None:
+        axes.set_title("counts above the sky, logarithmic; in the corner the number of subhalos", fontsize=8)
 
 
 def draw_catalogues(axes: Any, simulations: Simulations) -> None:

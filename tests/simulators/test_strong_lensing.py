@@ -1,5 +1,7 @@
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -108,27 +110,19 @@ def test_rows_depend_on_the_seed_alone(tmp_path):
 
 
 def test_gold_passes_with_images():
-    rows = simulate(MINI, 2000, seed=1, progress=False)
-    check_gold(MINI, rows).raise_if_failed()
-    full = simulate(FULL, 300, seed=1, progress=False)
-    check_gold(FULL, full).raise_if_failed()
+    for world, n in ((MINI, 1000), (FULL, 200)):
+        check_gold(world, simulate(world, n, seed=1, progress=False)).raise_if_failed()
 
 
-class UpsideDown(WithoutImages):
+class Crowded(WithoutImages):
+    """Saboteur: without 1 / m(c) in gold, with it in what is drawn."""
+
     def log_joint(self, theta, x, z, design):
-        return super().log_joint(theta * at(1.0, 1.0) + (theta - theta.detach()) * at(0.0, -2.0), x, z, design)
-
-
-class Bare(WithoutImages):
-    """Without 1 / m(c) in gold, with it in what is drawn."""
-
-    def _limits(self, host):
-        region, top = super()._limits(host)
-        return (region + 0.106 if torch.is_grad_enabled() or len(host) != 100 else region), top
+        return WithoutImages(n_pixels=8, conventions="paper2019").log_joint(theta, x, z, design)
 
 
 class Uncalibrated(WithoutImages):
-    """As if f_sub counted what is drawn."""
+    """Saboteur: as if f_sub counted what is drawn."""
 
     def log_joint(self, theta, x, z, design):
         wrong = WithoutImages(n_pixels=8, m_min=self.m_min)
@@ -139,11 +133,12 @@ class Uncalibrated(WithoutImages):
     "options", [{}, {"m_min": 1e8, "m_calibration": 1e7}, {"m_min": 1e9, "sigma_v": 225.0, "z_l": 0.5}]
 )
 def test_gold_passes(options):
-    world, rows = latents(6000, 1, **options)
+    world, rows = latents(4000, 1, **options)
     check_gold(world, rows).raise_if_failed()
-    assert not check_gold(UpsideDown(n_pixels=8, **options), rows).passed, "saboteur: the slope's sign"
+    if not options:
+        assert not check_gold(Crowded(n_pixels=8), rows).passed
     if "m_calibration" in options:
-        assert not check_gold(Uncalibrated(n_pixels=8, **options), rows).passed, "saboteur: calibration"
+        assert not check_gold(Uncalibrated(n_pixels=8, **options), rows).passed
 
 
 @pytest.mark.slow
@@ -165,12 +160,12 @@ def test_joint_score_is_the_closed_form():
 
 
 def test_information_is_the_mean_over_hosts():
-    world, rows = latents(20_000, 5, proposal=FIDUCIAL, m_min=1e8, m_calibration=1e7)
+    world, rows = latents(10_000, 5, proposal=FIDUCIAL, m_min=1e8, m_calibration=1e7)
     score = joint_score(world, rows)
     exact = world.fisher_information(FIDUCIAL, latent=True)
     host = Host(*rows.z[:, 2:].unbind(-1))
     each = world._masses.information(rows.theta, *world._limits(host))
-    assert z_of_mean(each, exact.flatten()) < 4 and z_of_mean(each, 1.04 * exact.flatten()) > 4
+    assert z_of_mean(each, exact.flatten()) < 4 and z_of_mean(each, 1.06 * exact.flatten()) > 4
     assert z_of_mean(score) < 4 and z_of_mean(score[:, :, None] * score[:, None], exact.flatten()) < 4
 
 
@@ -268,3 +263,20 @@ def test_pictures_are_drawn():
         axes, world = Figure().subplots(), StrongLensing(preset)
         world.draw(axes, simulate(world, n, seed=1, progress=False))
         assert axes.has_data() and len(axes.images) in (0, n)
+
+
+@pytest.mark.slow
+def test_memory_is_bounded():
+    """A block of rows with 9,300 subhalos each adds less than 400 MB."""
+    code = """
+import resource, torch
+from sbi_core.simulators import StrongLensing
+world, theta = StrongLensing(sigma_v=325, z_l=0.3), torch.tensor([[0.05, -0.9], [0.2, -1.5]]).double()
+world.sample(theta[:1].expand(10, 2), None, torch.Generator())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_, z = world.sample(theta[1:].expand(world.rows_per_seed, 2), None, torch.Generator())
+print(float(z[:, 0].mean()), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    subhalos, added = map(float, run.stdout.split())
+    assert subhalos > 9000 and 20 < added < 400
