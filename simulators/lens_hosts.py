@@ -88,8 +88,8 @@ def choose(
     points = chosen.get("n_pixels", 2) * chosen.get("oversampling", 1)
     if points % 2 or points > _POINTS:
         raise InputError(
-            f"StrongLensing: n_pixels = {chosen['n_pixels']} times oversampling = {chosen['oversampling']} is {points}, "
-            f"expected an even number, so that no point lies on the centre of the lens, up to {_POINTS}."
+            f"StrongLensing: n_pixels = {chosen['n_pixels']} times oversampling = {chosen['oversampling']} is "
+            f"{points}, expected an even number, so that no point lies on the centre of the lens, up to {_POINTS}."
         )
     return chosen
 
