@@ -9,6 +9,7 @@ from sbi_core.simulators.linear_gaussian import LinearGaussian
 from sbi_core.simulators.muon_pairs import MuonPairs
 from sbi_core.simulators.slcp import SLCP
 from sbi_core.simulators.source_location import SourceLocation
+from sbi_core.simulators.strong_lensing import StrongLensing
 from sbi_core.simulators.two_moons import TwoMoons
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "LinearGaussian",
     "MuonPairs",
     "SourceLocation",
+    "StrongLensing",
     "TwoMoons",
 ]
