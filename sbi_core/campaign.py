@@ -80,6 +80,7 @@ def simulate(
     if seed is None:
         seed = opened.info.seed if opened is not None else fresh_seed()
     plan = _plan(simulator, n, proposal, design, seed or 0)
+    simulator.check_rows(n, plan.proposal)
     if opened is not None:
         _check_same(opened, plan)
     example, repeats = (opened[:1].columns(), True) if opened else try_out(plan, time_limit)

@@ -161,6 +161,12 @@ class Simulator(abc.ABC):
         """Number of events in each row (M,), for simulators of runs; `None` where a row is one event."""
         return None
 
+    def check_rows(self, n: int, proposal: Distribution | Tensor) -> None:  # noqa: B027  (most have nothing to say)
+        """Warn of what a campaign should know; `simulate` calls this before n rows are drawn.
+
+        The proposal is a density of theta, event shape (D,), or one theta (D,), or one a row (n, D).
+        """
+
     def draw(self, axes: Any, simulations: Any) -> None:
         """Draw some simulations for people to look at; the default shows nothing."""
         axes.text(0.5, 0.5, f"{self.name} draws no picture", ha="center", va="center", transform=axes.transAxes)
