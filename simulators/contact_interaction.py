@@ -88,7 +88,7 @@ class ContactInteraction:
     Example:
         >>> process = ContactInteraction(["lq3"])
         >>> round(float(process.rate(torch.zeros(1))), 4), round(float(process.rate(torch.ones(1) / 5)), 4)
-        (0.2944, 0.2944)
+        (0.375, 0.7834)
     """
 
     x_shape = (2,)
@@ -194,6 +194,27 @@ class ContactInteraction:
         noise = torch.from_numpy(rng.standard_normal((2, n)))
         seen = torch.tanh(torch.atanh(c) + self.resolution[1] * noise[1])
         return Generated(torch.stack([log_m + self.resolution[0] * noise[0], seen], -1), weights, points, latents)
+
+    def particles(self, latents: Tensor, *, seed: int) -> np.ndarray:
+        """Partons and muons of events (N, 6) before the detector, as `write_lhe` wants them: (N, 4, 13).
+
+        Beams along z, the azimuth uniform; the quark comes with colour 501, mu- before mu+.
+        """
+        log_m, c, y, flavour, side = (column.numpy() for column in latents[:, :5].unbind(-1))
+        half, ahead, phi = 500 * np.exp(log_m), np.where(y < 0, -1.0, 1.0), np.random.default_rng(seed).random(len(y))
+        phi, along, down = 2 * np.pi * phi, ahead * side, 1 + (flavour == 0)  # 2 is up, 1 is down
+        table = np.zeros((len(y), 4, 13))
+        table[:, :, 0] = np.stack([down, -down, np.full_like(down, 13), np.full_like(down, -13)], 1)
+        table[:, :, 1] = [-1, -1, 1, 1]
+        table[:, 2:, 2:4], table[:, 0, 4], table[:, 1, 5], table[:, :, 12] = [1, 2], 501, 501, 9.0
+        across = half * np.sqrt(1 - c**2)
+        for k, cosine in enumerate((along, -along, ahead * c, -ahead * c)):
+            slope, energy = half * cosine, half
+            table[:, k, 8] = slope * np.cosh(y) + energy * np.sinh(y)
+            table[:, k, 9] = energy * np.cosh(y) + slope * np.sinh(y)
+        for k, sign in ((2, 1.0), (3, -1.0)):
+            table[:, k, 6], table[:, k, 7] = sign * across * np.cos(phi), sign * across * np.sin(phi)
+        return table
 
     def _edges(self) -> Tensor:
         """Panels of ln(m / TeV), each shorter than the resolution."""

@@ -64,10 +64,10 @@ class WeightedEvents(Simulator):
         InputError: for shapes that do not fit, benchmarks that do not determine the coefficients, and negative weights.
 
     Example:
-        >>> x, half = torch.tensor([[0.0], [1.0]]), Parameter("share", 0, 1)
-        >>> coin = WeightedEvents(x, [[1.0, 0.0], [0.0, 1.0]], [[0.0], [1.0]], [half], degree=1)
-        >>> coin.log_joint(torch.tensor([[0.25]]), x[1:], coin.coefficients[1:], None).exp()
-        tensor([0.2500], dtype=torch.float64)
+        >>> x, share = torch.tensor([[0.0], [1.0]]), Parameter("share", 0, 1)
+        >>> coin = WeightedEvents(x, [[1.0, 0.0], [0.0, 1.0]], [[0.0], [1.0]], [share], degree=1)
+        >>> coin.rate(torch.tensor([0.3])), coin.effective_events(torch.tensor([[0.5], [1.0]]))
+        (tensor(1.0000, dtype=torch.float64), tensor([2.0000, 1.0000], dtype=torch.float64))
     """
 
     def __init__(
