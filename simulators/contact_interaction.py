@@ -236,8 +236,8 @@ class ContactInteraction:
             contact = theta.new_zeros(*theta.shape[:-1], 2)
             for k, name in enumerate(self.operators):
                 if OPERATORS[name][0] == quark + lepton:
-                    contact = contact + theta[..., k, None] * torch.tensor(OPERATORS[name][1:]).double()
-            photon = -charge * torch.tensor(_CHARGE).double() / s
+                    contact = contact + theta[..., k, None] * torch.tensor(OPERATORS[name][1:], dtype=torch.float64)
+            photon = -charge * torch.tensor(_CHARGE, dtype=torch.float64) / s
             z = weak * muon * torch.tensor(own, dtype=torch.float64) * propagator
             squares.append((photon + z.real + contact * 1e-6) ** 2 + z.imag**2)
         factor = PICOBARN * s / (384 * math.pi)

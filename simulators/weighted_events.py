@@ -176,8 +176,8 @@ class WeightedEvents(Simulator):
         few = self.independent_rows(proposal)
         if n > few:
             warnings.warn(
-                f"{n} rows are drawn from a library that is worth {few:.0f} independent ones: rows repeat, and more of "
-                "them add little. Held-out rows hold events that were trained on; test on the other part of a split.",
+                f"{n} rows are drawn from a library that is worth {int(few)} independent ones: rows repeat, and more "
+                "of them add little. Held-out rows hold events that were trained on; test on the other part of a split.",
                 SbiWarning,
                 stacklevel=3,
             )
@@ -217,7 +217,7 @@ class WeightedEvents(Simulator):
             mean = simulations.theta[part].mean(0)
             weight = self.coefficients @ self.morphing.monomials(mean)
             label = f"{self.parameters[0].label} = {float(mean[0]):.2g}"
-            axes.hist(x[part].numpy(), edges.numpy(), density=True, color=colour, alpha=0.3)
+            axes.hist(x[part].clamp(edges[0], edges[-1]).numpy(), edges.numpy(), density=True, color=colour, alpha=0.3)
             every = self.x.flatten(1)[:, 0].numpy()
             axes.hist(
                 every, edges.numpy(), weights=weight.numpy(), density=True, histtype="step", color=colour, label=label
