@@ -11,7 +11,7 @@ from sbi_core.errors import InputError
 ROUNDING = 1e-6
 """A weight below zero by less than this share of the event's largest is rounding: files keep 6 to 8 digits."""
 
-_CHUNK = 2000
+_CHUNK, _WIDE = 2000, 0.5
 _FIRST, _MORE = 8, 4
 
 
@@ -42,6 +42,7 @@ class Cells:
         events: all events.
         size: median distance from the middle of a cell to its farthest event, in standard deviations of x.
         largest: the largest such distance.
+        wide: share of all events that are in cells reaching beyond half a standard deviation.
     """
 
     cells: int
@@ -49,6 +50,7 @@ class Cells:
     events: int
     size: float
     largest: float
+    wide: float
 
     def __str__(self) -> str:
         return (
@@ -109,7 +111,7 @@ def merge_cells(coefficients: Tensor, x: Tensor, table: Tensor, seeds: Tensor) -
     scale = flat.std(0)
     places = (flat / torch.where(scale > 0, scale, 1.0)).numpy()
     tree, new, monomials = cKDTree(places), coefficients.numpy().copy(), table.T.numpy().copy()
-    inside, sizes = np.zeros(len(new), dtype=bool), []
+    reach, sizes = np.zeros(len(new)), []
     order = seeds.nonzero()[:, 0].numpy()
     depth = (new[order] @ monomials).min(1)
     for seed in order[np.argsort(depth, kind="stable")]:
@@ -117,10 +119,11 @@ def merge_cells(coefficients: Tensor, x: Tensor, table: Tensor, seeds: Tensor) -
             continue  # an earlier cell has taken it in
         members = _grow(tree, places, new, monomials, int(seed))
         new[members] = new[members].mean(0)
-        inside[members] = True
         sizes.append(float(np.linalg.norm(places[members] - places[seed], axis=1).max()))
+        reach[members] = np.maximum(reach[members], max(sizes[-1], 1e-300))
     size, largest = (float(np.median(sizes)), max(sizes)) if sizes else (0.0, 0.0)
-    return torch.from_numpy(new), Cells(len(sizes), int(inside.sum()), len(new), size, largest)
+    merged, wide = int((reach > 0).sum()), float((reach > _WIDE).mean())
+    return torch.from_numpy(new), Cells(len(sizes), merged, len(new), size, largest, wide)
 
 
 def _grow(tree: object, places: np.ndarray, weights: np.ndarray, monomials: np.ndarray, seed: int) -> np.ndarray:

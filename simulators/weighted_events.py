@@ -21,6 +21,9 @@ from sbi_core.simulators.negative_weights import Cells, Negatives, find_negative
 _MISFIT = 1e-4
 """Share of the weights that a polynomial may leave before it is called wrong, where there are benchmarks to tell."""
 
+_BLURRED = 0.01
+"""Share of the events that large cells may hold before it is said."""
+
 _DRAWS = 1000
 
 
@@ -176,8 +179,8 @@ class WeightedEvents(Simulator):
         few = self.independent_rows(proposal)
         if n > few:
             warnings.warn(
-                f"{n} rows are drawn from a library that is worth {int(few)} independent ones: rows repeat, and more "
-                "of them add little. Held-out rows hold events that were trained on; test on the other part of a split.",
+                f"{n} rows are drawn from a library that is worth {int(few)} independent ones: rows repeat, "
+                "and more of them add little. Held-out rows hold events that were trained on; test on a split's part.",
                 SbiWarning,
                 stacklevel=3,
             )
@@ -257,8 +260,11 @@ class WeightedEvents(Simulator):
             flags.append(
                 f"weights: a polynomial of degree {self._degree} leaves {rest:.2%} of them unexplained. Raise it."
             )
-        if self.cells is not None and self.cells.largest > 1:
-            flags.append(f"negative weights: {self.cells}. Cells this large blur x; generate more events.")
+        if self.cells is not None and self.cells.wide > _BLURRED:
+            flags.append(
+                f"negative weights: {self.cells}; {self.cells.wide:.1%} of the events are in cells of more than half "
+                "of one, which blurs x. Generate more events."
+            )
         return tuple(flags)
 
     def _check_inside(self, theta: Tensor) -> None:

@@ -219,7 +219,7 @@ def test_campaigns_beyond_the_library_warn():
     few = math.floor(events.independent_rows())
     with pytest.warns(SbiWarning, match=f"{few + 1} rows are drawn from a library that is worth {few} independent"):
         simulate(events, few + 1, seed=1, progress=False)
-    with pytest.warns(SbiWarning, match="test on the other part of a split"):
+    with pytest.warns(SbiWarning, match="test on a split's part"):
         simulate(Events(events, 10), few // 10 + 1, seed=1, progress=False)
     with pytest.warns(SbiWarning, match="rows repeat"):
         simulate(events, few, proposal=at(0.2, -0.2), seed=1, progress=False)
