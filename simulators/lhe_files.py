@@ -98,7 +98,7 @@ def read_lhe(
         numbers = observables(particles)
         if numbers is None:
             continue
-        each = np.asarray(numbers, dtype=float)
+        each = _array(numbers)
         if not each.ndim or not np.isfinite(each).all() or (len(weights) and each.shape != shape):
             raise InputError(
                 f"{path}: observables of event {len(own)} are {numbers!r}, expected finite numbers, as many in every "
@@ -122,6 +122,14 @@ def read_lhe(
         cross_section=reader.cross_section,
         normalisation=rule,
     )
+
+
+def _array(numbers: Any) -> np.ndarray:
+    """As an array; of no dimension if that cannot be."""
+    try:
+        return np.asarray(numbers, dtype=float)
+    except (TypeError, ValueError):
+        return np.array(math.nan)
 
 
 def write_lhe(
@@ -284,7 +292,7 @@ def _normalise(path: str | Path, rule: str, own: np.ndarray, stated: tuple[float
         unit = bool((np.abs(own) == 1).all())
         off = {way: abs(math.log(max(factors[way] * total / known, 1e-300))) for way in ("sum", "average") if known > 0}
         nearest_way = min(off, key=lambda way: off[way]) if off else ""
-        allowed = max(0.1, 5 * float(np.sqrt((own**2).sum())) / abs(total)) if total else 0.1
+        allowed = min(0.5, max(0.1, 5 * float(np.sqrt((own**2).sum())) / abs(total))) if total else 0.1
         if off and off[nearest_way] < allowed:
             rule = nearest_way
         elif known > 0 and unit:

@@ -249,23 +249,26 @@ class WeightedEvents(Simulator):
             )
         return (
             f"weights: {many} have positive ones at the benchmarks, but negative ones elsewhere in the parameters' "
-            f"ranges, worth up to {worth}: the polynomial of degree {self._degree} does not describe them there. "
-            f"Narrow the ranges, add benchmarks or raise the degree. {cure}."
+            f"ranges, worth up to {worth}: {self._polynomial} does not describe them there. Narrow the ranges, add "
+            f"benchmarks or raise the degree. {cure}."
         )
 
     def _flags(self) -> tuple[str, ...]:
         flags = []
         rest = self.morphing.misfit(self._weights, self.morphing.coefficients(self._weights))
         if rest > _MISFIT:
-            flags.append(
-                f"weights: a polynomial of degree {self._degree} leaves {rest:.2%} of them unexplained. Raise it."
-            )
+            flags.append(f"weights: {self._polynomial} leaves {rest:.2%} of them unexplained. Raise the degree.")
         if self.cells is not None and self.cells.wide > _BLURRED:
             flags.append(
                 f"negative weights: {self.cells}; {self.cells.wide:.1%} of the events are in cells of more than half "
                 "of one, which blurs x. Generate more events."
             )
         return tuple(flags)
+
+    @property
+    def _polynomial(self) -> str:
+        terms = self.morphing.monomials.names
+        return f"a polynomial in {', '.join(terms[:6])}{', ...' if len(terms) > 6 else ''}"
 
     def _check_inside(self, theta: Tensor) -> None:
         for axis, value in zip(self.parameters, theta.unbind(-1), strict=True):

@@ -313,7 +313,7 @@ def test_thetas_that_were_not_checked_are_refused():
 def test_flags_are_warned_of():
     benchmarks = at(0.1, 0.4, 0.6, 0.9)[:, None]
     wavy = 2 + torch.sin(3 * benchmarks.T) * torch.ones(5, 1)
-    with pytest.warns(SbiWarning, match=r"a polynomial of degree 1 leaves .*% of them unexplained"):
+    with pytest.warns(SbiWarning, match=r"a polynomial in 1, a leaves .*% of them unexplained"):
         bent = WeightedEvents(torch.rand(5, 1), wavy, benchmarks, ONE["parameters"], degree=1)
     with pytest.warns(SbiWarning, match="condition number"):
         close = WeightedEvents(torch.rand(5, 1), torch.ones(5, 2), [[0.5], [0.50001]], ONE["parameters"], degree=1)
