@@ -30,7 +30,7 @@ OPERATORS: Mapping[str, tuple[str, float, float]] = {
 }
 """Chirality of quark and lepton, and the sign for up and for down quarks, of each four-fermion operator."""
 
-_CHIRALITIES = ("LL", "RR", "LR", "RL")
+_CHIRALITIES = (("L", "L"), ("R", "R"), ("L", "R"), ("R", "L"))
 _CHARGE, _ISOSPIN = (2 / 3, -1 / 3), (0.5, -0.5)
 
 
@@ -156,8 +156,8 @@ class ContactInteraction:
         log_m, c, y, flavour, side, each = latents.unbind(-1)
         same, opposite = self._helicities(log_m, theta)
         up = flavour == 0
-        same, opposite = (torch.where(up, *value.unbind(-1)) for value in (same, opposite))
-        shape = same * (1 + side * c) ** 2 + opposite * (1 - side * c) ** 2
+        even, odd = (torch.where(up, value[..., 0], value[..., 1]) for value in (same, opposite))
+        shape = even * (1 + side * c) ** 2 + odd * (1 - side * c) ** 2
         return each * shape * self._partons(log_m, y, up, side)
 
     def generate(self, n: int, benchmarks: Any = None, *, seed: int, negative: float = 0.0) -> Generated:
@@ -257,7 +257,7 @@ class ContactInteraction:
         points = self.benchmarks()
         inverse = torch.linalg.pinv(self._monomials(points))
         same, opposite = self._helicities(log_m[:, None], points)  # (Q, B, 2)
-        total = 0.0
+        total = torch.zeros(())
         for side in (1.0, -1.0):
             for q in range(2):
                 up, sides = torch.full_like(y, q) == 0, torch.full_like(y, side)

@@ -73,7 +73,8 @@ def read_madminer(path: str | Path) -> StoredEvents:
             raise InputError(f"{path} has no '{name}', which MadMiner's files have. {cure}".rstrip())
     ranges = np.asarray(table["parameters/ranges"], dtype=float)
     parameters = tuple(
-        Parameter(name, *map(float, ends)) for name, ends in zip(_text(table["parameters/names"]), ranges, strict=True)
+        Parameter(name, float(low), float(high))
+        for name, (low, high) in zip(_text(table["parameters/names"]), ranges, strict=True)
     )
     names = _text(table["benchmarks/names"])
     physical = ~np.asarray(table.get("benchmarks/is_nuisance", np.zeros(len(names)))).astype(bool)

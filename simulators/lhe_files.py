@@ -10,6 +10,7 @@ import re
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +28,7 @@ _WEIGHT = re.compile(r"""<wgt\b[^>]*?\bid\s*=\s*(["'])(.*?)\1[^>]*>([^<]*)</wgt\
 _LISTED = re.compile(r"<weights\b[^>]*>([^<]*)</weights\s*>")
 _DECLARED = re.compile(r"""<weight\b[^>]*?\bid\s*=\s*(["'])(.*?)\1""")
 _COLUMNS = 13
+_ROW = " ".join(["%d"] * 6 + ["%.12e"] * 7) + "\n"
 
 
 class Particles:
@@ -152,7 +154,7 @@ def write_lhe(
         beam_energy: of each proton, in GeV.
     """
     table, values = np.asarray(particles, dtype=float), np.asarray(weights, dtype=float)
-    opened = gzip.open if str(path).endswith(".gz") else open
+    opened: Any = partial(gzip.open, compresslevel=3) if str(path).endswith(".gz") else open
     declared = "".join(f"<weight id='{name}'> </weight>\n" for name in names)
     with opened(path, "wt", encoding="ascii") as file:
         file.write(f'<LesHouchesEvents version="3.0">\n<header>\n<initrwgt>\n<weightgroup>\n{declared}')
@@ -162,8 +164,7 @@ def write_lhe(
         )
         for event, each in zip(table, values * len(values), strict=True):
             file.write(f"<event>\n{len(event)} 1 {each[0]:.12e} -1.0 -1.0 -1.0\n")
-            for row in event:
-                file.write(" ".join([*(f"{int(v)}" for v in row[:6]), *(f"{v:.12e}" for v in row[6:])]) + "\n")
+            file.writelines(_ROW % tuple(row) for row in event.tolist())
             kept = "".join(f"<wgt id='{name}'> {v:.12e} </wgt>\n" for name, v in zip(names, each, strict=True))
             file.write(f"<rwgt>\n{kept}</rwgt>\n</event>\n")
         file.write("</LesHouchesEvents>\n")
@@ -185,7 +186,7 @@ class _Reader:
                 zipped = raw.read(2) == b"\x1f\x8b"
             opened = gzip.open if zipped else open
             with opened(self.path, "rt", encoding="utf-8", errors="replace") as file:
-                yield from self._walk(self._lines(file))  # type: ignore[arg-type]
+                yield from self._walk(self._lines(file))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{self.path} is cut off or damaged after line {self._line} ({error}).") from None
 

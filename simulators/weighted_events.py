@@ -212,14 +212,15 @@ class WeightedEvents(Simulator):
         return first, second
 
     def draw(self, axes: Any, simulations: Simulations) -> None:
-        """Draw the first number of x of the N rows lowest and highest in the first parameter, and the library there."""
+        """Draw the first number of x in the third of N rows lowest, and highest, in the first parameter; the library."""
         order, x = simulations.theta[:, 0].argsort(), simulations.x.flatten(1)[:, 0]
-        edges = torch.linspace(*x.double().quantile(torch.tensor([0.002, 0.998]).double()).tolist(), 31).double()
+        low, high = x.double().quantile(torch.tensor([0.002, 0.998], dtype=torch.float64)).tolist()
+        edges = torch.linspace(low, high, 31, dtype=torch.float64)
         third = max(1, len(order) // 3)
         for part, colour in ((order[:third], "#0072B2"), (order[-third:], "#D55E00")):
-            mean = simulations.theta[part].mean(0)
-            weight = self.coefficients @ self.morphing.monomials(mean)
-            label = f"{self.parameters[0].label} = {float(mean[0]):.2g}"
+            monomials = self.morphing.monomials(simulations.theta[part])
+            weight = self.coefficients @ (monomials / (monomials @ self._total)[:, None]).mean(0)
+            label = f"{self.parameters[0].label} about {float(simulations.theta[part, 0].mean()):.2g}"
             axes.hist(x[part].clamp(edges[0], edges[-1]).numpy(), edges.numpy(), density=True, color=colour, alpha=0.3)
             every = self.x.flatten(1)[:, 0].numpy()
             axes.hist(
