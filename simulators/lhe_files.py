@@ -92,6 +92,10 @@ def read_lhe(
     """
     if normalisation not in ("auto", "sum", "average", "unit"):
         raise InputError(f"normalisation = {normalisation!r}, expected 'auto', 'sum', 'average' or 'unit'.")
+    if not benchmarks or len({len(theta) for theta in benchmarks.values()}) > 1:
+        raise InputError(
+            f"benchmarks = {dict(benchmarks)}, expected the same number of parameters for each weight's id."
+        )
     points = torch.as_tensor([list(theta) for theta in benchmarks.values()], dtype=torch.float64)
     reader = _Reader(Path(path))
     x, weights, own, shape = array("d"), array("d"), array("d"), (0,)

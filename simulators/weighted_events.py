@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class WeightedEvents(Simulator):
     and tests it. sigma(theta) has a relative Monte Carlo error of 1 / sqrt(effective_events).
 
     Negative weights count in cross-sections, but cannot be drawn. `negative="error"` refuses them; `negative="cells"`
-    merges each with its neighbours in x (see `merge_cells`), about 5000 a second, which blurs x by the cells' size.
+    merges each with its neighbours in x (see `merge_cells`), thousands a second, which blurs x by the cells' size.
     Whether w_i(theta) is negative is looked up on a lattice of the parameters' ranges, with all corners, and at 256
     more points; so are weights that are positive at all benchmarks and become negative between or beyond them.
 
@@ -185,7 +185,7 @@ class WeightedEvents(Simulator):
                 stacklevel=3,
             )
 
-    def split(self, fraction: float, *, seed: int) -> tuple[Self, Self]:
+    def split(self, fraction: float, *, seed: int) -> "tuple[WeightedEvents, WeightedEvents]":
         """Part the library at random: the second part has round(fraction * N) events, none of them in the first.
 
         Weights grow so that each part has cross-sections, equal within their Monte Carlo errors. Cells are made in each
@@ -198,7 +198,7 @@ class WeightedEvents(Simulator):
             raise InputError(f"fraction = {fraction} of {len(self)} events, expected one that leaves both parts some.")
         parts = (order[:cut].sort().values, order[cut:].sort().values)
         first, second = (
-            type(self)(
+            WeightedEvents(
                 self.x[part],
                 self._weights[part] * (len(self) / len(part)),
                 self.morphing.benchmarks,
@@ -212,7 +212,7 @@ class WeightedEvents(Simulator):
         return first, second
 
     def draw(self, axes: Any, simulations: Simulations) -> None:
-        """Draw the first number of x in the third of N rows lowest, and highest, in the first parameter; the library."""
+        """Draw the first number of x of N rows, a third lowest and a third highest in a parameter, and the library."""
         order, x = simulations.theta[:, 0].argsort(), simulations.x.flatten(1)[:, 0]
         low, high = x.double().quantile(torch.tensor([0.002, 0.998], dtype=torch.float64)).tolist()
         edges = torch.linspace(low, high, 31, dtype=torch.float64)

@@ -228,6 +228,17 @@ def test_observables_of_changing_length_are_refused(tmp_path):
         read_lhe(written(tmp_path, text_of()), lambda particles: [1.0] * next(lengths), BENCHMARKS)
 
 
+@pytest.mark.parametrize("benchmarks", [{}, {"sm": [0.0], "plus": [1.0, 0.0]}])
+def test_benchmarks_of_different_length_are_refused(tmp_path, benchmarks):
+    with pytest.raises(InputError, match="expected the same number of parameters"):
+        read_lhe(written(tmp_path, text_of()), transverse, benchmarks)
+
+
+def test_rules_that_are_none_are_refused(tmp_path):
+    with pytest.raises(InputError, match="normalisation = 'mean', expected 'auto'"):
+        read_lhe(written(tmp_path, text_of()), transverse, BENCHMARKS, normalisation="mean")
+
+
 def test_files_stream(tmp_path):
     """3000 events, 4 MB of text, in little more memory than their three numbers."""
     path = written(tmp_path, text_of(EVENTS[2:] * 3000), "events.lhe.gz")

@@ -60,15 +60,15 @@ def which(events, x):
 def test_gold_is_that_of_the_amplitudes(surplus):
     """Joint ratios and scores from weights at benchmarks, against those of the process's own formula."""
     points = torch.cat([PROCESS.benchmarks(), thetas(surplus, seed=8)])
-    events, made = library(4000, 3, points)
-    found = simulate(events, 200, seed=4, progress=False)
+    events, made = library(2000, 3, points)
+    found = simulate(events, 100, seed=4, progress=False)
     latents = made.latents[which(events, found.x)]
 
     def analytic(theta):
         total = torch.stack([PROCESS.weight(one, made.latents).sum() for one in theta])
         return PROCESS.weight(theta, latents).log() - total.log()
 
-    others = thetas(200)
+    others = thetas(100)
     exact = analytic(found.theta) - analytic(others)
     assert (joint_log_ratio(events, found, found.theta, others) - exact).abs().max() < 1e-9
     leaf = found.theta.clone().requires_grad_()

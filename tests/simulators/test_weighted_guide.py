@@ -19,7 +19,8 @@ def test_guide(tmp_path, monkeypatch, capsys):
     assert len(blocks) == 7
     for block in blocks:
         exec(block, names)
-    assert torch.allclose(names["events"].rate(names["made"].benchmarks), names["made"].weights.sum(0), rtol=1e-9)
+    made = names["made"]
+    assert torch.allclose(names["events"].rate(made.benchmarks), made.weights.sum(0), rtol=1e-9)
     found, exact = names["found"], names["exact"]
     assert isinstance(found, Limits)
     ours, true = (limit.interval(0.95)[0] for limit in (found, exact))
@@ -27,4 +28,6 @@ def test_guide(tmp_path, monkeypatch, capsys):
     assert 0 < width < 0.2 and true.low < 0.05 < true.high
     assert abs(ours.low - true.low) < 0.15 * width and abs(ours.high - true.high) < 0.15 * width
     assert f"{names['merged'].cells}" in capsys.readouterr().out
-    assert len(names["library"]()) == 30_000
+    again = names["Library"]()
+    assert torch.allclose(again.coefficients, names["events"].coefficients) and not torch.equal(again.x, made.x)
+    assert [len(part) for part in again.split(0.1, seed=1)] == [27_000, 3_000]

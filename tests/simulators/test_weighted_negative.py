@@ -132,7 +132,7 @@ def test_law_in_x_is_kept(made, merged, theta):
     new = merged.coefficients @ merged.morphing.monomials(theta)
     assert often.sum() >= 10 and worst(raw) < 4 and worst(new) < 4
     dropped = raw.clamp(min=0)
-    assert worst(dropped * raw.sum() / dropped.sum()) > 8, "saboteur: without the negative ones"
+    assert worst(dropped * raw.sum() / dropped.sum()) > 5, "saboteur: without the negative ones"
     assert float(((new - raw) @ region).abs().div(error)[often].max()) < 1.5, "little moves between regions"
 
 
