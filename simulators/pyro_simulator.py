@@ -237,7 +237,7 @@ class PyroSimulator(Simulator):
         if not self._tried:
             from sbi_core.simulators.pyro_trial import try_rows, try_single
 
-            shared = self._run, self.prior, names(self.parameters), design
+            shared = self._run, self.prior, self.parameters, design
             with seeded(0), self._named():
                 if self.vectorized:
                     near = self._near(design) if self.design_score and design is not None else None

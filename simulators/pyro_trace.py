@@ -11,7 +11,7 @@ from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, TransformedDistribution
 
 from sbi_core.errors import InputError, SimulatorError, nearest
 
@@ -122,6 +122,11 @@ def trace(model: Callable[..., Any], arguments: Sequence[Tensor], values: Mappin
     return recorder.draws
 
 
+def values_of(draws: Draws) -> dict[str, Tensor]:
+    """What was drawn, by site."""
+    return {name: draw.value for name, draw in draws.items() if not draw.computed}
+
+
 @contextmanager
 def unvalidated() -> Iterator[None]:
     """Without checks of arguments and values: a replay may leave the prior, and then log p says so."""
@@ -145,16 +150,44 @@ def log_density(draw: Draw, axis: int | None) -> Tensor:
     return value.sum(others) if others else value
 
 
-def counted(draw: Draw) -> Tensor:
-    """Which numbers of a draw's value count in log p, those that are not masked: a bool of the value's shape."""
-    found = torch.ones_like(draw.value, dtype=torch.bool)
+def counted(draw: Draw) -> Tensor | None:
+    """Which numbers of a draw's value count in log p: a bool of the value's shape, or `None` if nothing is masked."""
     levels = [(draw.mask, draw.fn.event_dim)]
     levels += [(getattr(part, "_mask", None), len(part.event_shape)) for part in chain(draw.fn)]
+    found = None
     for mask, width in levels:
-        if mask is not None:
+        if mask is not None and not draw.computed:
             mask = torch.as_tensor(mask)
-            found = found & mask.reshape(*mask.shape, *[1] * width)
+            mask = mask.reshape(*mask.shape, *[1] * width).expand_as(draw.value)
+            found = mask if found is None else found & mask
     return found
+
+
+def without_masked(draw: Draw, filling: Tensor | float) -> Tensor:
+    """The value of a draw, with `filling` where it is masked: what is not counted must not be told either."""
+    which = counted(draw)
+    return draw.value if which is None else torch.where(which, draw.value, filling)
+
+
+def inside(draw: Draw) -> Tensor:
+    """Which draws lie in the support of their distribution; masked ones always do. Broadcasts to its batch shape."""
+    found = _inside(draw.fn, draw.value)
+    return found if draw.mask is None else found | ~torch.as_tensor(draw.mask)
+
+
+def _inside(fn: Any, value: Tensor) -> Tensor:
+    if isinstance(fn, TransformedDistribution):  # its own support forgets what it was made of
+        for transform in reversed(fn.transforms):
+            value = transform.inv(value)
+    base = getattr(fn, "base_dist", None)
+    if base is None:
+        try:
+            return torch.as_tensor(fn.support.check(value))
+        except NotImplementedError:
+            return torch.ones(fn.batch_shape, dtype=torch.bool)
+    found = _inside(base, value)
+    found = found if getattr(fn, "_mask", None) is None else found | ~torch.as_tensor(fn._mask)
+    return found.flatten(len(fn.batch_shape)).all(-1) if found.ndim > len(fn.batch_shape) else found
 
 
 @dataclass(frozen=True)
@@ -169,6 +202,7 @@ class Site:
         column: "x" or "z".
         computed: whether it is a `pyro.deterministic`.
         distribution: what it draws from.
+        filling: what is stored where it is masked, a value that its distribution allows; of one row.
     """
 
     name: str
@@ -178,14 +212,16 @@ class Site:
     column: str
     computed: bool
     distribution: str
+    filling: Tensor
 
     @property
     def numbers(self) -> int:
         """Numbers a row."""
         return math.prod(self.shape)
 
-    def flat(self, value: Tensor) -> Tensor:
-        """Rows first, all else flattened: (M, numbers)."""
+    def flat(self, draw: Draw) -> Tensor:
+        """Its value without what is masked, rows first, all else flattened: (M, numbers)."""
+        value = without_masked(draw, self.filling.unsqueeze(self.axis))
         return value.movedim(self.axis, 0).reshape(value.shape[self.axis], self.numbers)
 
     def unflat(self, rows: Tensor) -> Tensor:
@@ -243,7 +279,7 @@ class Layout:
         have = {name: tuple(d.value.shape) for name, d in draws.items() if name in want or not d.computed}
         if have != want:
             name = next(name for name in [*want, *have] if have.get(name) != want.get(name))
-            raise _other_sites(name, have.get(name), want.get(name), rows)
+            raise other_sites(name, have.get(name), want.get(name), rows)
 
     def __str__(self) -> str:
         """A table of the sites."""
@@ -255,22 +291,8 @@ class Layout:
 
 def _side_by_side(sites: Sequence[Site], draws: Draws) -> Tensor:
     """Values of sites, flat, beside each other; float32 only where all are."""
-    parts = [site.flat(draws[site.name].value) for site in sites]
+    parts = [site.flat(draws[site.name]) for site in sites]
     return torch.cat([part if part.is_floating_point() else part.to(torch.float64) for part in parts], 1)
-
-
-def find_layout(some: Draws, more: Draws, rows: tuple[int, int], observed: Sequence[str]) -> Layout:
-    """Read the layout off runs of two numbers of rows.
-
-    Raises:
-        SimulatorError: for observed sites that are missing, sites that differ between the runs, or have no row axis.
-    """
-    find_observed(some, observed)
-    kept = [name for name, draw in some.items() if name in observed or not draw.computed]
-    sites = {name: _find_rows(name, some[name], more.get(name), rows, name in observed) for name in kept}
-    layout = Layout(tuple(s for s in sites.values() if s.column == "z"), tuple(sites[name] for name in observed))
-    layout.check(more, rows[1])
-    return layout
 
 
 def find_observed(draws: Draws, observed: Sequence[str]) -> None:
@@ -283,41 +305,9 @@ def find_observed(draws: Draws, observed: Sequence[str]) -> None:
             )
 
 
-def _other_sites(name: str, have: Any, want: Any, rows: int) -> SimulatorError:
+def other_sites(name: str, have: Any, want: Any, rows: int) -> SimulatorError:
+    """What to raise for a site (shape or `None`) that one run has and another not."""
     return SimulatorError(
         f"site '{name}' has shape {have} in a run of {rows} rows, expected {want}: every run needs the same sites. "
         "Draw to the longest loop, under poutine.mask; or say vectorized=False."
     )
-
-
-def _find_rows(name: str, some: Draw, more: Draw | None, rows: tuple[int, int], observed: bool) -> Site:
-    if more is None:
-        raise _other_sites(name, None, tuple(some.value.shape), rows[1])
-    shapes = tuple(some.value.shape), tuple(more.value.shape)
-    axes = [k for k, (one, two) in enumerate(zip(*shapes, strict=False)) if one != two]
-    where = f"site '{name}' has shape {shapes[0]} for {rows[0]} rows of theta and {shapes[1]} for {rows[1]}"
-    if not axes and shapes[0] == shapes[1]:
-        raise SimulatorError(
-            f"{where}: all rows share one draw. Put it inside `with pyro.plate('rows', len(theta))`, or expand it by "
-            "len(theta); or say vectorized=False if the program takes one row at a time."
-        )
-    if len(axes) != 1 or len(shapes[0]) != len(shapes[1]) or (shapes[0][axes[0]], shapes[1][axes[0]]) != rows:
-        raise SimulatorError(
-            f"{where}; expected one axis as long as theta. Tensors (M,) and (M, 1) together make (M, M): keep rows in "
-            "one axis; or say vectorized=False if the program takes one row at a time."
-        )
-    (axis,) = axes
-    batch = axis < some.value.ndim - some.fn.event_dim
-    if not some.computed and (not batch or log_shape(some) != some.fn.batch_shape):
-        raise SimulatorError(
-            f"{where}, but one log p for several rows. Keep rows out of to_event, and masks in the batch shape."
-        )
-    shape = shapes[0][:axis] + shapes[0][axis + 1 :]
-    kind = "computed" if some.computed else type(list(chain(some.fn))[-1]).__name__
-    return Site(name, axis, shape, some.value.dtype, "x" if observed else "z", some.computed, kind)
-
-
-def log_shape(draw: Draw) -> torch.Size:
-    """Shape of a draw's log p, masks included."""
-    mask = () if draw.mask is None else torch.as_tensor(draw.mask).shape
-    return torch.broadcast_shapes(draw.fn.batch_shape, mask)

@@ -1,6 +1,7 @@
 """Trying a Pyro program before it is used, and mining one that takes one row at a time."""
 
 import time
+from collections.abc import Sequence
 
 import pyro
 import torch
@@ -8,8 +9,24 @@ from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_core.errors import SimulatorError
+from sbi_core.parameters import Parameter
 from sbi_core.simulators.pyro_checks import Observed, Run, Trial, check, said
-from sbi_core.simulators.pyro_trace import Draws, Layout, find_layout, find_observed, log_density, trace, unvalidated
+from sbi_core.simulators.pyro_trace import (
+    Draw,
+    Draws,
+    Layout,
+    Site,
+    chain,
+    counted,
+    find_observed,
+    log_density,
+    other_sites,
+    trace,
+    unvalidated,
+    values_of,
+    without_masked,
+)
 
 ROWS = 50, 64
 """Rows of the two runs that tell what in a vectorised program are rows; the second is the trial."""
@@ -19,14 +36,19 @@ SINGLE = 8
 
 
 def try_rows(
-    run: Run, prior: Distribution, parameters: list[str], design: Tensor | None, near: Tensor | None, observed: Observed
+    run: Run,
+    prior: Distribution,
+    parameters: Sequence[Parameter],
+    design: Tensor | None,
+    near: Tensor | None,
+    observed: Observed,
 ) -> Layout:
     """Try a vectorised program at draws of the prior; return where its sites are stored.
 
     Args:
         run: (theta (M, D), design (M, K) or `None`, values) -> draws.
         prior: of theta.
-        parameters: names of theta's axes.
+        parameters: the axes of theta.
         design: (M, K) or `None`.
         near: a design near it, if log p is to be differentiated by the design too.
         observed: names of the observed sites.
@@ -42,14 +64,15 @@ def try_rows(
             runs.append(run(theta[:rows], None if design is None else design[:rows], {}))
     layout = find_layout(*runs, ROWS, observed)
     with said("when it was run again with the same draws"):
-        check(Trial(run, theta, design, theta.roll(1, 0), runs[1], layout.axes, observed), parameters, near)
+        stored = layout.values(*layout.columns(runs[1], ROWS[1]))
+        check(Trial(run, theta, design, theta.roll(1, 0), runs[1], stored, layout.axes, observed), parameters, near)
     return layout
 
 
 def x_of_row(draws: Draws, observed: Observed) -> Tensor:
     """x (...) of one run: the value of the observed site, or those of several side by side."""
     find_observed(draws, observed)
-    values = [draws[name].value.detach() for name in observed]
+    values = [without_masked(draws[name], 0.0).detach() for name in observed]
     values = [value if value.is_floating_point() else value.to(torch.float64) for value in values]
     return torch.atleast_1d(values[0]) if len(values) == 1 else torch.cat([value.flatten() for value in values])
 
@@ -64,7 +87,7 @@ def mine_row(
     """
     leaf = theta.clone().requires_grad_()
     draws = run(leaf, design, {})
-    trial = Trial(run, theta, design, theta, draws, None, observed)
+    trial = Trial(run, theta, design, theta, draws, values_of(draws), None, observed)
     own = torch.stack(list(trial.log_p(draws).values())).sum(0)
     score = torch.autograd.grad(own.sum(), leaf)[0] if own.requires_grad else torch.zeros_like(leaf)
     with torch.no_grad(), unvalidated():
@@ -73,14 +96,19 @@ def mine_row(
 
 
 def try_single(
-    run: Run, prior: Distribution, parameters: list[str], design: Tensor | None, contrasts: int, observed: Observed
+    run: Run,
+    prior: Distribution,
+    parameters: Sequence[Parameter],
+    design: Tensor | None,
+    contrasts: int,
+    observed: Observed,
 ) -> str:
     """Try a program at draws of the prior; return how slow it is, in one sentence.
 
     Args:
         run: (theta (D,), design (K,) or `None`, values) -> draws.
         prior: of theta.
-        parameters: names of theta's axes.
+        parameters: the axes of theta.
         design: (M, K) or `None`.
         contrasts: thetas beside its own at which each row's ratio is kept.
         observed: names of the observed sites.
@@ -96,7 +124,8 @@ def try_single(
             draws = run(theta[row], setting, {})
         find_observed(draws, observed)
         with said("when it was run again with the same draws"):
-            check(Trial(run, theta[row], setting, theta[row - 1], draws, None, observed), parameters)
+            values = values_of(draws)
+            check(Trial(run, theta[row], setting, theta[row - 1], draws, values, None, observed), parameters)
             started = time.process_time()
             mine_row(run, theta[row], setting, theta[row + 1 : row + 1 + contrasts], observed)
             seconds.append(time.process_time() - started)
@@ -120,3 +149,63 @@ def _vectorized_seconds(sites: int) -> float:
     total = torch.stack([log_density(draw, 0) for draw in trace(model, (leaf,)).values()]).sum()
     torch.autograd.grad(total, leaf)
     return (time.process_time() - started) / len(leaf)
+
+
+def find_layout(some: Draws, more: Draws, rows: tuple[int, int], observed: Sequence[str]) -> Layout:
+    """Read the layout off runs of two numbers of rows.
+
+    Raises:
+        SimulatorError: for observed sites that are missing, sites that differ between the runs, or have no row axis.
+    """
+    find_observed(some, observed)
+    kept = [name for name, draw in some.items() if name in observed or not draw.computed]
+    sites = {name: _find_rows(name, some[name], more.get(name), rows, name in observed) for name in kept}
+    layout = Layout(tuple(s for s in sites.values() if s.column == "z"), tuple(sites[name] for name in observed))
+    layout.check(more, rows[1])
+    return layout
+
+
+def _find_rows(name: str, some: Draw, more: Draw | None, rows: tuple[int, int], observed: bool) -> Site:
+    if more is None:
+        raise other_sites(name, None, tuple(some.value.shape), rows[1])
+    shapes = tuple(some.value.shape), tuple(more.value.shape)
+    axes = [k for k, (one, two) in enumerate(zip(*shapes, strict=False)) if one != two]
+    where = f"site '{name}' has shape {shapes[0]} for {rows[0]} rows of theta and {shapes[1]} for {rows[1]}"
+    if not axes and shapes[0] == shapes[1]:
+        raise SimulatorError(
+            f"{where}: all rows share one draw. Put it inside `with pyro.plate('rows', len(theta))`, or expand it by "
+            "len(theta); or say vectorized=False if the program takes one row at a time."
+        )
+    if len(axes) != 1 or len(shapes[0]) != len(shapes[1]) or (shapes[0][axes[0]], shapes[1][axes[0]]) != rows:
+        raise SimulatorError(
+            f"{where}; expected one axis as long as theta. Tensors (M,) and (M, 1) together make (M, M): keep rows in "
+            "one axis; or say vectorized=False if the program takes one row at a time."
+        )
+    (axis,) = axes
+    batch = axis < some.value.ndim - some.fn.event_dim
+    if not some.computed and (not batch or _log_shape(some) != some.fn.batch_shape):
+        raise SimulatorError(
+            f"{where}, but one log p for several rows. Keep rows out of to_event, and masks in the batch shape."
+        )
+    shape = shapes[0][:axis] + shapes[0][axis + 1 :]
+    kind = "computed" if some.computed else type(list(chain(some.fn))[-1]).__name__
+    column = "x" if observed else "z"
+    return Site(name, axis, shape, some.value.dtype, column, some.computed, kind, _filling(some, axis))
+
+
+def _filling(draw: Draw, axis: int) -> Tensor:
+    """0 where that has a density, else the first value that counts: its slope must not be 0 times infinity."""
+    value, which = draw.value.movedim(axis, 0), counted(draw)
+    if which is None:
+        return torch.zeros_like(value[0])
+    which = which.movedim(axis, 0)
+    with unvalidated():
+        possible = bool(draw.fn.log_prob(torch.zeros_like(draw.value)).isfinite().all())
+    first = value.gather(0, which.byte().argmax(0, keepdim=True))[0]
+    return torch.zeros_like(first) if possible else first
+
+
+def _log_shape(draw: Draw) -> torch.Size:
+    """Shape of a draw's log p, masks included."""
+    mask = () if draw.mask is None else torch.as_tensor(draw.mask).shape
+    return torch.broadcast_shapes(draw.fn.batch_shape, mask)
