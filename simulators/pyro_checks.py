@@ -30,7 +30,7 @@ Observed = tuple[str, ...]
 HALVINGS = 40
 """Of the way between two thetas, to find where log p ends."""
 
-STEP = 1e-4
+STEP = 1e-5
 """Of the way between two thetas, for differences."""
 
 FLOOR = {torch.float64: -700.0, torch.float32: -80.0}
@@ -124,12 +124,13 @@ def check(trial: Trial, parameters: Sequence[Parameter], near: Tensor | None = N
             own = trial.log_p(trial.replay(trial.theta))
             _check_own(trial, own)
             _check_hidden(trial)
+            if trial.axes is not None:
+                _check_masked(trial, own)
             _check_moves(trial, trial.replay(trial.other), "theta")
             _check_support(trial, own)
             if near is not None:
                 _check_moves(trial, trial.replay(trial.theta, near), "the design")
             if trial.axes is not None:
-                _check_masked(trial, own)
                 _check_rows(trial, own)
         _check_slopes(trial, parameters)
 
@@ -172,8 +173,8 @@ def _check_moves(trial: Trial, draws: Draws, mover: str) -> None:
                 f"does. Let masks depend on draws, not on {mover}."
             )
         ends = zip(_bounds(draw), _bounds(draws[name]), strict=False)
-        moved = any(bool(((one != two).expand_as(before) & before).any()) for one, two in ends)
-        if moved or bool((inside(draw) & ~inside(draws[name])).any()):
+        moved = [one != two if one.ndim > before.ndim else (one != two) & before for one, two in ends]
+        if any(map(bool, map(torch.any, moved))) or bool((inside(draw) & ~inside(draws[name])).any()):
             raise SimulatorError(_MOVES.format(name, mover))
     after_all = trial.computed(draws)
     for name, value in trial.computed(trial.draws).items():
@@ -271,9 +272,12 @@ def _check_slopes(trial: Trial, parameters: Sequence[Parameter]) -> None:
             continue
         way = torch.zeros_like(trial.theta)
         way[..., axis] = (trial.other - trial.theta)[..., axis]
-        step, rise = STEP * way, (slope * way).sum(-1) * STEP
-        change = (trial.total(trial.theta + step) - trial.total(trial.theta - step)) / 2
-        wrong = (change - rise).abs() > 1e-3 * torch.maximum(change.abs(), rise.abs()) + 1e-9 * (1 + total.abs())
+        rise = (slope * way).sum(-1)
+        coarse, fine = (
+            (trial.total(trial.theta + h * way) - trial.total(trial.theta - h * way)) / (2 * h)
+            for h in (4 * STEP, STEP)
+        )
+        wrong = (fine - rise).abs() - 3 * (fine - coarse).abs() > 1e-3 * fine.abs() + 1e-6 * (1 + total.abs())
         lost = bool((trial.total(trial.theta + way) != total).any()) and not bool(rise.any())
         if lost or (not single and float(wrong.double().mean()) > 0.1):
             raise SimulatorError(

@@ -182,9 +182,9 @@ class PyroSimulator(Simulator):
         with torch.no_grad(), self._seeded(generator), self._named():
             if layout is not None:
                 return layout.columns(self._run(theta, design), len(theta))
-            from sbi_core.simulators.pyro_trial import x_of_row
+            from sbi_core.simulators.pyro_trial import stacked, x_of_row
 
-            return torch.stack([x_of_row(self._run(*row), self.observed) for row in _rows(theta, design)]), None
+            return stacked([x_of_row(self._run(*row), self.observed) for row in _rows(theta, design)]), None
 
     def log_joint(self, theta: Tensor, x: Tensor, z: Tensor | None, design: Tensor | None) -> Tensor:
         """log p(x, z | theta, design), all terms, theta (M, D), x (M, ...), z (M, Z), as (M,); NaN for failed rows."""
@@ -213,7 +213,7 @@ class PyroSimulator(Simulator):
         """Draw events at theta (M, D); run row by row, with joint scores (M, D) and ratios to theta_alt (M, C, D)."""
         if self.vectorized:
             return super().mine(theta, theta_alt, design, generator)
-        from sbi_core.simulators.pyro_trial import mine_row
+        from sbi_core.simulators.pyro_trial import mine_row, stacked
 
         self._try(design)
         contrasts = theta.new_empty((len(theta), 0, theta.shape[1])) if theta_alt is None else theta_alt
@@ -222,7 +222,7 @@ class PyroSimulator(Simulator):
                 mine_row(self._run, *row, others, self.observed)
                 for row, others in zip(_rows(theta, design), contrasts, strict=True)
             ]
-        x, score, ratio = (torch.stack(column) for column in zip(*rows, strict=True))
+            x, score, ratio = (stacked(column) for column in zip(*rows, strict=True))
         return Mined(x, None, score, None if theta_alt is None else ratio)
 
     def _run(self, theta: Tensor, design: Tensor | None, values: Any = None) -> "Draws":

@@ -158,7 +158,7 @@ def counted(draw: Draw) -> Tensor | None:
     for mask, width in levels:
         if mask is not None and not draw.computed:
             mask = torch.as_tensor(mask)
-            mask = mask.reshape(*mask.shape, *[1] * width).expand_as(draw.value)
+            mask = mask.reshape(mask.shape + (1,) * width).expand_as(draw.value)
             found = mask if found is None else found & mask
     return found
 

@@ -77,6 +77,17 @@ def x_of_row(draws: Draws, observed: Observed) -> Tensor:
     return torch.atleast_1d(values[0]) if len(values) == 1 else torch.cat([value.flatten() for value in values])
 
 
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """x (M, ...) of M rows; raise `SimulatorError` if their shapes differ."""
+    for x in rows:
+        if x.shape != rows[0].shape:
+            raise SimulatorError(
+                f"x has shape {tuple(rows[0].shape)} in one row and {tuple(x.shape)} in another, expected the same in "
+                "all. Pad it, with zeros that pyro.deterministic puts there, or observe a summary."
+            )
+    return torch.stack(list(rows))
+
+
 def mine_row(
     run: Run, theta: Tensor, design: Tensor | None, others: Tensor, observed: Observed
 ) -> tuple[Tensor, Tensor, Tensor]:
