@@ -1,6 +1,5 @@
 """Is the gold of a Pyro program what it seems? Replays of a trial run that must agree."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbi_core.errors import SbiError, SbiWarning, SimulatorError
+from sbi_core.errors import SbiError, SimulatorError
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import seeded
 from sbi_core.simulators.pyro_trace import (
@@ -97,8 +96,8 @@ class Trial:
 
 
 @contextmanager
-def said(where: str) -> Iterator[None]:
-    """Whatever a program raises becomes one sentence."""
+def said(where: str, rows: str = "theta (M, D) with any number of rows M, or say vectorized=False") -> Iterator[None]:
+    """Whatever a program raises becomes one sentence, with what it should take."""
     try:
         yield
     except SbiError:
@@ -106,33 +105,34 @@ def said(where: str) -> Iterator[None]:
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         raise SimulatorError(
-            f"the program raised {type(error).__name__} {where}: {line}. Let it take theta (M, D) with any number of "
-            "rows M, or say vectorized=False if it takes one row (D,)."
+            f"the program raised {type(error).__name__} {where}: {line}. Let it take {rows}."
         ) from error
 
 
-def check(trial: Trial, parameters: Sequence[Parameter], near: Tensor | None = None) -> None:
-    """Raise `SimulatorError`, in one sentence, for a program whose gold would be wrong.
+def check(trial: Trial, parameters: Sequence[Parameter], near: Tensor | None = None) -> list[str]:
+    """Check a program; return the sites whose log p knows theta in single precision only.
 
     Args:
         trial: a run.
         parameters: the D axes of theta.
         near: a design (M, K) near the trial's, if log p is to be differentiated by the design too.
+
+    Raises:
+        SimulatorError: in one sentence, if gold would be wrong.
     """
-    with unvalidated():
-        with torch.no_grad():
-            own = trial.log_p(trial.replay(trial.theta))
-            _check_own(trial, own)
-            _check_hidden(trial)
-            if trial.axes is not None:
-                _check_masked(trial, own)
-            _check_moves(trial, trial.replay(trial.other), "theta")
-            _check_support(trial, own)
-            if near is not None:
-                _check_moves(trial, trial.replay(trial.theta, near), "the design")
-            if trial.axes is not None:
-                _check_rows(trial, own)
-        _check_slopes(trial, parameters)
+    with unvalidated(), torch.no_grad():
+        own = trial.log_p(trial.replay(trial.theta))
+        _check_own(trial, own)
+        _check_hidden(trial)
+        if trial.axes is not None:
+            _check_masked(trial, own)
+        _check_moves(trial, trial.replay(trial.other), "theta")
+        _check_support(trial, own)
+        if near is not None:
+            _check_moves(trial, trial.replay(trial.theta, near), "the design")
+        if trial.axes is not None:
+            _check_rows(trial, own)
+        return _check_slopes(trial, parameters)
 
 
 def _check_own(trial: Trial, own: Mapping[str, Tensor]) -> None:
@@ -156,8 +156,8 @@ def _check_hidden(trial: Trial) -> None:
     for name, value in found[0].items():
         if not _same(value, found[1][name], 0.0):
             raise SimulatorError(
-                f"site '{name}' depends on random numbers that no pyro.sample draws (torch.rand, numpy, random), "
-                "which gold cannot hold fixed. Draw them with pyro.sample."
+                f"site '{name}' depends on random numbers that no pyro.sample draws, or one under poutine.block, "
+                "which gold cannot hold fixed. Draw them with pyro.sample, in the open."
             )
 
 
@@ -254,11 +254,11 @@ def _check_rows(trial: Trial, own: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_slopes(trial: Trial, parameters: Sequence[Parameter]) -> None:
+def _check_slopes(trial: Trial, parameters: Sequence[Parameter]) -> list[str]:
     """The gradient must be finite, and be that of log p."""
-    leaf = trial.theta.clone().requires_grad_()
-    log_p = trial.log_p(trial.replay(leaf))
-    slopes = {name: _slope(value, leaf) for name, value in log_p.items()}
+    with torch.enable_grad():
+        leaf = trial.theta.clone().requires_grad_()
+        slopes = {name: _slope(value, leaf) for name, value in trial.log_p(trial.replay(leaf)).items()}
     endless = [name for name, value in slopes.items() if not bool(value.isfinite().all())]
     if endless:
         raise SimulatorError(
@@ -284,13 +284,7 @@ def _check_slopes(trial: Trial, parameters: Sequence[Parameter]) -> None:
                 f"log p changes with '{parameter.name}', but its gradient does not say so. Keep theta a tensor all "
                 "the way: no item, float, numpy or detach, and no round or comparison in its place."
             )
-    if any(bool(slopes[name].any()) for name in single):
-        warnings.warn(
-            f"the sites {single} have densities in single precision, so their gold has 6 digits. Leave theta in "
-            "float64, and make constants and networks .double().",
-            SbiWarning,
-            stacklevel=2,
-        )
+    return [name for name in single if bool(slopes[name].any())]
 
 
 def _slope(value: Tensor, leaf: Tensor) -> Tensor:

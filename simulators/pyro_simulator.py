@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 
 from sbi_core.errors import InputError, MissingGold, SbiWarning, SimulatorError
 from sbi_core.parameters import Parameter, names
-from sbi_core.priors import UniformPrior
+from sbi_core.priors import UniformPrior, describe
 from sbi_core.seeding import seeded
 from sbi_core.simulator import Mined, Simulator, _fingerprint, _plain
 
@@ -98,9 +98,15 @@ class PyroSimulator(Simulator):
                 f"contrasts = {contrasts}: a vectorised program keeps its latents, from which ratios to any theta are "
                 "read. Leave it out, or say vectorized=False."
             )
+        self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        if not self.observed or len(set(self.observed)) < len(self.observed):
+            raise InputError(f"observed = {observed!r}, expected the name of a site, or different names.")
+        wanted = ("theta", "design") if designs else ("theta",)
+        if not _takes(model, *wanted):
+            given = " as designs are given" * bool(designs)
+            raise InputError(f"model takes {inspect.signature(model)}, expected ({', '.join(wanted)}){given}.")
         self.model = model
         self.parameters = tuple(parameters)
-        self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
         self.designs = tuple(designs)
         self.vectorized = vectorized
         self.contrasts = 0 if vectorized else 4 if contrasts is None else contrasts
@@ -110,27 +116,7 @@ class PyroSimulator(Simulator):
         self._prior = prior
         self._layout: Layout | None = None
         self._tried = False
-        self._design_given = self._accepts()
-
-    def _accepts(self) -> bool:
-        """Whether the model has a design of its own; raise `InputError` unless it takes what it will be given."""
-        wanted = ["theta", "design"] if self.designs else ["theta"]
-        try:
-            signature = inspect.signature(self.model)
-        except ValueError:
-            return False
-        try:
-            signature.bind(*wanted)
-        except TypeError:
-            raise InputError(
-                f"model takes {signature}, expected "
-                f"({', '.join(wanted)}){' as designs are given' * bool(self.designs)}."
-            ) from None
-        try:
-            signature.bind("theta")
-        except TypeError:
-            return False
-        return True
+        self._design_given = bool(designs) and _takes(model, "theta")
 
     @property
     def name(self) -> str:
@@ -145,7 +131,7 @@ class PyroSimulator(Simulator):
     @property
     def settings(self) -> dict[str, Any]:
         """What fixes the rows: the program, with the functions and constants it uses, and how it is run."""
-        text = json.dumps(_identity(self.model, []), sort_keys=True, default=str)
+        text = json.dumps(_identity(self.model, []), sort_keys=True)
         name = getattr(self.model, "__qualname__", type(self.model).__qualname__)
         return {
             "model": f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}",
@@ -174,6 +160,7 @@ class PyroSimulator(Simulator):
         if design is None and self.designs and not self._design_given:
             with seeded(1):
                 design = UniformPrior(self.designs).sample(torch.Size([64]))
+        self._tried = False
         return self._try(None if design is None else torch.atleast_2d(torch.as_tensor(design, dtype=torch.float64)))
 
     def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -251,7 +238,8 @@ class PyroSimulator(Simulator):
     def _near(self, design: Tensor) -> Tensor:
         """Designs (M, K) one percent nearer to the low ends of their ranges, or to the high ends if they are low."""
         low, high = (torch.tensor([getattr(axis, end) for axis in self.designs]).double() for end in ("low", "high"))
-        return design + 0.01 * (torch.where(design == low, high, low) - design)
+        way = torch.where(design == low, high, low) - design
+        return design + 0.01 * torch.where(way.isfinite(), way, 1.0)
 
     @contextmanager
     def _seeded(self, generator: torch.Generator) -> Iterator[None]:
@@ -274,14 +262,25 @@ def _rows(theta: Tensor, design: Tensor | None) -> Iterator[tuple[Tensor, Tensor
     return ((at, None if design is None else design[k]) for k, at in enumerate(theta))
 
 
-def _identity(value: Any, seen: list[Any]) -> Any:
+def _takes(model: Callable[..., Any], *given: str) -> bool:
+    """Whether a function can be called with so many arguments; one that does not say it can."""
+    try:
+        inspect.signature(model).bind(*given)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def _identity(value: Any, around: list[Any]) -> Any:
     """What a callable is made of, as plain data: code, defaults, closure, the functions and numbers it names."""
-    if any(value is other for other in seen):
-        return "seen"
-    seen = [*seen, value]
+    if any(value is other for other in around):
+        return "itself"
+    around = [*around, value]
     if isinstance(value, types.FunctionType):
         code = value.__code__
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        closure = [cell.cell_contents for cell in value.__closure__ or ()]
         used = {name: value.__globals__[name] for name in _named_in(code) if name in value.__globals__}
         used = {
             name: thing
@@ -289,26 +288,27 @@ def _identity(value: Any, seen: list[Any]) -> Any:
             if isinstance(thing, bool | int | float | str | tuple | list | Tensor)
             or (isinstance(thing, types.FunctionType) and thing.__module__ == value.__module__)
         }
-        source = _fingerprint(value) or [
-            code.co_code.hex(),
-            repr([c for c in code.co_consts if not hasattr(c, "co_code")]),
-        ]
-        parts = (value.__defaults__, value.__kwdefaults__, cells, used)
-        return [value.__qualname__, source, *(_identity(part, seen) for part in parts)]
+        constants = repr([constant for constant in code.co_consts if not isinstance(constant, types.CodeType)])
+        parts = (value.__defaults__, value.__kwdefaults__, closure, used)
+        source = _fingerprint(value) or [code.co_code.hex(), constants]
+        return [value.__qualname__, source, *(_identity(part, around) for part in parts)]
     if isinstance(value, functools.partial):
-        return [_identity(part, seen) for part in (value.func, value.args, value.keywords)]
+        return [_identity(part, around) for part in (value.func, value.args, value.keywords)]
     if isinstance(value, types.MethodType):
-        return [_identity(value.__func__, seen), _identity(value.__self__, seen)]
+        return [_identity(value.__func__, around), _identity(value.__self__, around)]
     if isinstance(value, torch.nn.Module):
         weights = {name: _plain(weight) for name, weight in value.state_dict().items()}
-        return [type(value).__qualname__, _identity(type(value).forward, seen), weights]
+        return [type(value).__qualname__, _identity(type(value).forward, around), weights]
+    if isinstance(value, Distribution):
+        return describe(value)
     if isinstance(value, dict):
-        return {str(key): _identity(item, seen) for key, item in value.items()}
+        return {str(key): _identity(item, around) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_identity(item, seen) for item in value]
-    if hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
-        own = [_identity(method, seen) for name, method in vars(type(value)).items() if name == "__call__"]
-        return [type(value).__qualname__, own, _identity(vars(value), seen)]
+        return [_identity(item, around) for item in value]
+    if hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType | Simulator | Tensor):
+        public = {key: item for key, item in vars(value).items() if not key.startswith("_")}
+        call = vars(type(value)).get("__call__")
+        return [type(value).__qualname__, _identity(call, around), _identity(public, around)]
     return _plain(value)
 
 

@@ -61,7 +61,8 @@ class Recorder(Messenger):
             msg["value"] = self.values[msg["name"]]
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        name, computed = msg["name"], bool(msg["infer"].get("_deterministic"))
+        name, reparametrised = msg["name"], msg["is_observed"] and getattr(msg["fn"], "_mask", None) is False
+        computed = bool(msg["infer"].get("_deterministic")) or reparametrised
         if type(msg["fn"]).__name__ == "_Subsample":
             return
         if name in self.draws:
@@ -100,11 +101,10 @@ def _refuse(name: str, msg: dict[str, Any]) -> None:
             f"site '{name}' is a Delta, computed and not drawn: held fixed, it would hide theta from what follows. "
             f"Write pyro.deterministic('{name}', ...), which is computed anew at each theta, or plain Python."
         )
-    scale = torch.as_tensor(msg["scale"])
-    if bool((scale != 1).any()):
+    if isinstance(msg["scale"], Tensor) or msg["scale"] != 1:
         raise SimulatorError(
-            f"site '{name}' has its log p scaled by {scale.flatten()[0]:g} (poutine.scale), so it is not the density "
-            "of what is drawn. Leave the scale out."
+            f"site '{name}' has its log p scaled (poutine.scale), so it is not the density of what is drawn. Leave "
+            "the scale out."
         )
 
 

@@ -1,12 +1,11 @@
 """Programs whose gold would be wrong are refused, each beside the nearest one that is right."""
 
-import math
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.reparam import LocScaleReparam
 from pyro_programs import gaussian
 
 from sbi_core import Parameter, SbiWarning, SimulatorError, check_gold, simulate
@@ -150,6 +149,12 @@ def hidden_numpy(theta):
     pyro.deterministic("x", z + torch.from_numpy(np.random.default_rng().normal(size=len(theta))))
 
 
+def hidden_under_block(theta):
+    with pyro.poutine.block():
+        z = pyro.sample("z", dist.Normal(theta[:, 0], 2.0))
+    noisy(z)
+
+
 def masked_but_used(theta):
     z = pyro.sample("z", dist.Normal(theta[:, 0], 1.0))
     y = pyro.sample("y", dist.Normal(theta[:, 0], 1.0).mask(z > 1))
@@ -176,6 +181,31 @@ def masked_without_slope(theta):
     z = pyro.sample("z", dist.Bernoulli(0.5 * theta[:, 0] / 2))
     y = pyro.sample("y", dist.Normal(torch.sqrt(z * theta[:, 0]), 1.0).mask(z > 0))
     noisy(torch.where(z > 0, y, 0.0))
+
+
+def padded(theta):
+    """x has room for eight, of which some are there; 0 is no value that it may have."""
+    n = pyro.sample("n", dist.Poisson(theta[:, 0]))
+    with pyro.poutine.mask(mask=torch.arange(8) < n[:, None]):
+        pyro.sample("x", dist.LogNormal(theta[:, :1], 1.0).expand([len(theta), 8]))
+
+
+def failing(theta):
+    """Some rows fail, and say so."""
+    z = pyro.sample("z", dist.Normal(theta[:, 0], 1.0))
+    pyro.deterministic("x", torch.where(z > 2, torch.nan, z))
+
+
+def all_failing(theta):
+    z = pyro.sample("z", dist.Normal(theta[:, 0], 1.0))
+    pyro.deterministic("x", z * torch.nan)
+
+
+def reparametrised(theta):
+    """x ~ N(z, 1), z = theta + 2 u, u ~ N(0, 1)."""
+    centred = {"z": LocScaleReparam(0.0)}
+    with pyro.poutine.reparam(config=centred):
+        noisy(pyro.sample("z", dist.Normal(theta[:, 0], 2.0)))
 
 
 def shared(theta):
@@ -263,16 +293,22 @@ REFUSED = [
     (no_x, TAU, "there is no site 'x' to observe; Known: X"),
     (observed_already, TAU, "site 'y' has obs="),
     (factor, TAU, "pyro.factor 'penalty' leaves log p without its norm"),
-    (scaled, TAU, "site 'x' has its log p scaled by 2"),
+    (scaled, TAU, "site 'x' has its log p scaled"),
     (trained, TAU, "pyro.param 'weight'"),
     (subsampled, TAU, "plate 'data' takes a subsample of 3 of 10"),
     (twice, TAU, "site 'x' is there twice"),
     (of_torch, TAU, "site 'x' draws from Normal, expected one of pyro.distributions"),
     (hidden_torch, TAU, "site 'x' depends on random numbers that no pyro.sample draws"),
     (hidden_numpy, TAU, "site 'x' depends on random numbers that no pyro.sample draws"),
+    (
+        hidden_under_block,
+        TAU,
+        "site 'x' depends on random numbers that no pyro.sample draws, or one under poutine.block",
+    ),
     (masked_but_used, TAU, r"masked draws of the sites \['y'\] are used"),
     (masked_but_used_in_x, TAU, r"masked draws of the sites \['y'\] are used"),
     (masked_without_slope, TAU, r"its gradient is not, at the sites \['y'\]"),
+    (all_failing, TAU, "x is finite in 0 of 64 rows"),
     (shared, TAU, "site 'z' has shape .* all rows share one draw.*" + ROW_BY_ROW),
     (crossed, TAU, r"site 'x' has shape \(50, 50\) .* one axis as long as theta.*" + ROW_BY_ROW),
     (summed_rows, TAU, "one log p for several rows"),
@@ -303,11 +339,29 @@ def test_refused(program, parameter, words):
     assert len(pyro.get_param_store()) == 0
 
 
-@pytest.mark.parametrize("program", [gaussian, fixed_support, computed_from_draws, masked_and_unused])
+@pytest.mark.parametrize(
+    "program",
+    [gaussian, fixed_support, computed_from_draws, masked_and_unused, padded, failing, reparametrised],
+)
 def test_not_refused(program):
     simulator = PyroSimulator(program, [TAU])
     assert simulator.check() is not None
-    check_gold(simulator, simulate(simulator, 4000, seed=1, progress=False)).raise_if_failed()
+    rows = simulate(simulator, 4000, seed=1, progress=False)
+    assert bool(rows.valid.all()) == (program is not failing)
+    if program is failing:  # what is left is another experiment: z below 2
+        assert simulator.log_joint(rows.theta, rows.x, rows.z, None).isfinite().equal(rows.valid)
+    else:
+        check_gold(simulator, rows).raise_if_failed()
+
+
+def test_masked_draws_are_not_told():
+    """They know theta, and log p does not count them: in z and x stands one fixed number instead."""
+    rows = simulate(PyroSimulator(padded, [TAU]), 200, seed=1, progress=False)
+    there = torch.arange(8) < rows.z
+    assert there.any() and not there.all()
+    assert all(len(rows.x[~there[:, k], k].unique()) <= 1 < len(rows.x[there[:, k], k].unique()) for k in range(3))
+    rows = simulate(PyroSimulator(masked_and_unused, [TAU]), 200, seed=1, progress=False)
+    assert len(rows.z[rows.z[:, 0] <= 1][:, 1:].unique(dim=0)) == 1
 
 
 def test_log_p_that_fades_is_not_refused():
@@ -320,8 +374,7 @@ def test_log_p_that_fades_is_not_refused():
 
 def test_not_a_number_at_its_own_draw():
     def lost(theta):
-        pyro.sample("x", dist.Normal(theta[:, 0], 1.0, validate_args=False).mask(True))
-        pyro.sample("z", dist.Normal(theta[:, 0] * math.nan, 1.0, validate_args=False))
+        noisy(pyro.sample("z", dist.Normal(theta[:, 0], 0.0, validate_args=False)))
 
     with pytest.raises(SimulatorError, match="site 'z': log p is nan at what was drawn itself, theta = "):
         PyroSimulator(lost, [TAU]).check()

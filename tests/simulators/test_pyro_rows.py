@@ -43,7 +43,7 @@ TELLING = PyroSimulator(telling, AXES, observed=("tosses", "x"), vectorized=Fals
 
 @pytest.fixture(scope="module")
 def rows():
-    return run(TELLING, 1500)
+    return run(TELLING, 700)
 
 
 def test_stored_gold_is_that_by_hand(rows):
@@ -51,7 +51,7 @@ def test_stored_gold_is_that_by_hand(rows):
     leaf = rows.theta.clone().requires_grad_()
     own = ragged_by_hand(leaf, tosses, x)
     slope = torch.autograd.grad(own.sum(), leaf)[0]
-    assert rows.theta_alt.shape == (1500, 3, 2) and rows.z is None
+    assert rows.theta_alt.shape == (700, 3, 2) and rows.z is None
     assert torch.allclose(rows.joint_score, slope, rtol=1e-9, atol=1e-9)
     far = ragged_by_hand(rows.theta_alt, tosses[:, None], x[:, None])
     assert torch.allclose(rows.joint_log_ratio, own.detach()[:, None] - far, rtol=1e-9, atol=1e-9)
@@ -63,7 +63,7 @@ def test_stored_gold_is_that_by_hand(rows):
 def test_stored_gold_passes(rows):
     check_gold(TELLING, rows).raise_if_failed()
     assert z_of_mean(rows.joint_score) < 4
-    wrong = {"joint_score": 1.3 * rows.joint_score, "joint_log_ratio": -rows.joint_log_ratio}
+    wrong = {"joint_score": rows.joint_score + 0.3 * rows.joint_score.std(0), "joint_log_ratio": -rows.joint_log_ratio}
     for name, column in wrong.items():
         assert not check_gold(TELLING, type(rows)(**{**vars(rows), name: column})).passed
 

@@ -189,7 +189,7 @@ def rounded(theta):
 
 
 def test_gold_in_single_precision_is_warned_of():
-    with pytest.warns(SbiWarning, match=r"the sites \['z', 'x'\] have densities in single precision"):
+    with pytest.warns(SbiWarning, match=r"the sites \['z'\] have densities in single precision"):
         PyroSimulator(rounded, [MU]).check()
 
 
@@ -336,6 +336,11 @@ def test_a_store_belongs_to_one_program(tmp_path, monkeypatch):
     models.append(Callable(3.0).__call__)
     prints = [PyroSimulator(model, [MU]).settings["model"] for model in models]
     assert len(set(prints)) == len(prints)
+    noise = dist.Bernoulli(torch.tensor(0.3))
+    same = PyroSimulator(with_scale(noise), [MU])
+    before = same.settings
+    noise.log_prob(torch.ones(()))  # which leaves its logits in it
+    assert same.settings == before != PyroSimulator(with_scale(dist.Bernoulli(torch.tensor(0.4))), [MU]).settings
     again = [with_scale(1.0), Network(1.0), Callable(1.0)]
     assert [PyroSimulator(model, [MU]).settings["model"] for model in again] == [prints[2], prints[4], prints[6]]
     assert PyroSimulator(gaussian, [MU], rows_per_seed=5).settings != GAUSSIAN.settings
@@ -371,6 +376,8 @@ def test_objects_are_programs_too():
         ({"model": lambda: None}, r"model takes \(\), expected \(theta\)"),
         ({"model": gaussian, "designs": LIFETIME}, r"model takes \(theta\), expected \(theta, design\) as designs are"),
         ({"model": counting}, r"model takes \(theta, design\), expected \(theta\)"),
+        ({"model": gaussian, "observed": ("x", "x")}, r"observed = \('x', 'x'\), expected the name of a site"),
+        ({"model": gaussian, "observed": ()}, r"observed = \(\), expected the name of a site"),
         ({"model": gaussian, "contrasts": 3}, "contrasts = 3: a vectorised program keeps its latents"),
     ],
 )
