@@ -121,7 +121,7 @@ class PyroSimulator(Simulator):
     @property
     def name(self) -> str:
         """What it runs."""
-        return f"PyroSimulator({getattr(self.model, '__name__', type(self.model).__name__)})"
+        return f"{type(self).__name__}({getattr(self.model, '__name__', type(self.model).__name__)})"
 
     @property
     def prior(self) -> Distribution:

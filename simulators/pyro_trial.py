@@ -71,7 +71,8 @@ def try_rows(
     if len(usable) < SINGLE:
         raise SimulatorError(f"x is finite in {len(usable)} of {ROWS[1]} rows. NaN marks failed rows; let fewer fail.")
     with said("when it was run again with the same draws"), torch.no_grad():
-        theta, design, near, x, z = (None if c is None else c[usable] for c in (theta, design, near, *columns))
+        design, near, z = (None if c is None else c[usable] for c in (design, near, columns[1]))
+        theta, x = theta[usable], columns[0][usable]
         drawn = {name: value.index_select(layout.axes[name], usable) for name, value in values_of(runs[1]).items()}
         draws, stored = run(theta, design, drawn), layout.values(x, z)
         trial = Trial(run, theta, design, theta.roll(1, 0), draws, stored, layout.axes, observed)
