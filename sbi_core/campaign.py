@@ -1,26 +1,31 @@
 """Running a simulator many times: chunk k is the unit of work, of write and of resume; a block that of seed."""
 
 import json
-from collections.abc import Iterator
+import math
+import sys
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from tqdm import tqdm
 
+from sbi_core.chunks import Part, Task
 from sbi_core.columns import to_column
-from sbi_core.errors import InputError, SimulatorError, StoreError
+from sbi_core.errors import InputError, SbiWarning, StoreError
+from sbi_core.interrupts import end, stoppable
 from sbi_core.parameters import names
-from sbi_core.plan import Plan, complete
+from sbi_core.plan import Plan
 from sbi_core.priors import check_prior, describe
 from sbi_core.seeding import fresh_seed
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Simulator, _plain
 from sbi_core.store import Store
+from sbi_core.workers import run_tasks, try_out
 
 
 def simulate(
@@ -34,6 +39,8 @@ def simulate(
     workers: int = 1,
     progress: bool = True,
     chunk_rows: int | None = None,
+    max_failures: int | None = None,
+    time_limit: float | None = None,
 ) -> Any:
     """Run a simulator n times.
 
@@ -51,106 +58,98 @@ def simulate(
         workers: processes.
         progress: whether to show a bar.
         chunk_rows: rows per chunk of a new store, a multiple of `rows_per_seed`; about a hundredth of n by default.
+        max_failures: rows that may fail, because the simulator raises an error, does not answer in time or ends its
+            worker process twice; a hundredth of n by default. They are NaN, with a status of their own, and
+            `.failures` says what happened. Code that takes `rows_per_seed` rows at once fails for all of them.
+        time_limit: seconds for a row; the simulator then runs in worker processes, even with `workers=1`, so that it
+            can be ended.
 
     Returns:
-        `Simulations` with n rows, or the `Store` if `store` was given.
+        `Simulations` with n rows, or the `Store` if `store` was given. A warning tells of failed rows.
 
     Raises:
         InputError: for arguments that do not fit.
         StoreError: if the store belongs to another campaign.
-        SimulatorError: if the simulator broke its contract; its `.simulations` holds the rows done before.
+        SimulatorError: if the simulator broke its contract, or too many rows failed; its `.simulations` holds the rows
+            done before.
+        KeyboardInterrupt: on Ctrl-C, after what is in progress was finished and stored (SIGTERM: exit with code 143).
     """
     n, seed = _check_arguments(simulator, n, seed, workers, chunk_rows)
+    allowed = _allowed(n, max_failures, time_limit)
     opened = Store(store) if store is not None and (Path(store) / "zarr.json").exists() else None
     if seed is None:
         seed = opened.info.seed if opened is not None else fresh_seed()
     plan = _plan(simulator, n, proposal, design, seed or 0)
     if opened is not None:
         _check_same(opened, plan)
-    example = opened[:1].columns() if opened else plan.trial()
+    example, repeats = (opened[:1].columns(), True) if opened else try_out(plan, time_limit)
+    if not repeats:
+        warnings.warn(
+            f"simulator '{simulator.name}' gives other rows for the same seed: it draws random numbers from elsewhere "
+            "than its generator (numpy.random.default_rng() without a seed, the clock, threads), or remembers earlier "
+            "calls. Its rows cannot be made again.",
+            SbiWarning,
+            stacklevel=2,
+        )
     chunk = opened.chunk_rows if opened is not None else chunk_rows or _chunk_rows(simulator.rows_per_seed, n)
     if store is not None and opened is None:
         opened = Store.create(store, plan.info, example, chunk)
-    shapes = {name: tuple(column.shape[1:]) for name, column in example.items()}
-    plan = replace(plan, shapes=shapes, chunk_rows=chunk)
+    plan = replace(plan, example={name: column[:1] for name, column in example.items()}, chunk_rows=chunk)
 
     done = opened.committed() if opened is not None else {}
     wanted = {k: min(chunk, n - k * chunk) for k in range(-(-n // chunk))}
     todo = {k: rows for k, rows in wanted.items() if done.get(k, 0) < rows}
     if opened is not None and todo:
         opened.reserve(n)
-    parts: dict[int, dict[str, Tensor]] = {}
-    failure: SimulatorError | None = None
+    known = opened.failures if opened is not None and todo else {}
+    failures = {row: text for row, text in known.items() if row // chunk not in todo}
+    tasks = [Task(k, rows, done.get(k, 0), allowed - len(failures), time_limit) for k, rows in todo.items()]
+    parts: dict[int, Part] = {}
     finished = sum(min(done.get(k, 0), rows) for k, rows in wanted.items())
-    with tqdm(total=n, initial=finished, desc=simulator.name, unit="sim", disable=not progress) as bar:
-        for k, part, error in _run(plan, todo, done, None if opened is None else opened.path, workers):
-            failure = failure or error
-            if part:
-                parts[k] = part
-                bar.update(len(part["theta"]) - done.get(k, 0))
-    if opened is not None:
-        if failure:
-            failure.simulations = opened[:]
-            raise failure
-        return opened
-    made = [Simulations(**parts[k], info=plan.info) for k in sorted(parts)]
-    if failure:
-        failure.simulations = Simulations.concat(made) if made else None
-        raise failure
-    return Simulations.concat(made)
+    with (
+        stoppable() as stop,
+        tqdm(total=n, initial=finished, desc=simulator.name, unit="sim", disable=not progress) as bar,
+    ):
+        for k, part in run_tasks(plan, tasks, None if opened is None else opened.path, workers, stop):
+            parts[k] = part
+            if part.columns:
+                bar.update(len(part.columns["theta"]) - done.get(k, 0))
+            failures |= part.failures
+    error = next((part.error for part in parts.values() if part.error), None)
+    made: Any = opened
+    if opened is None:
+        rows = [Simulations(**parts[k].columns, info=plan.info) for k in sorted(parts) if parts[k].columns]
+        made = replace(Simulations.concat(rows), failures=failures) if rows else None
+    if error:
+        error.simulations = made[:] if made is not None else None
+        raise error
+    if stop.signal:
+        kept = f"{len(made)} rows are in {opened.path}; the same call goes on" if opened else "give store= to keep rows"
+        print(f"{simulator.name}: interrupted; {kept}.", file=sys.stderr)
+        end(stop)
+    if todo and failures:
+        _warn(made, n, failures)
+    return made
 
 
-def _chunk(
-    plan: Plan, k: int, rows: int, done: int, path: Path | None
-) -> tuple[dict[str, Tensor], SimulatorError | None]:
-    """Draw the first `rows` rows of chunk k and write them; on an error, what is complete, unless `done` is more."""
-    size = plan.simulator.rows_per_seed
-    first = k * plan.chunk_rows
-    blocks: list[dict[str, Tensor]] = []
-    failure = None
-    for number in range(first // size, -(-(first + rows) // size)):
-        try:
-            blocks.append(plan.block(number))
-        except SimulatorError as error:
-            failure = error
-            break
-        except Exception as error:
-            failure = SimulatorError(f"simulator '{plan.simulator.name}' raised {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            break
-    if len(blocks) * size <= done:
-        return {}, failure
-    columns = {name: torch.cat([block[name] for block in blocks])[:rows] for name in blocks[0]}
-    columns = complete(columns, first, plan.info).columns()
-    if path is not None:
-        Store(path).write(k, columns)
-        columns = {"theta": columns["theta"]}
-    return columns, failure
+def _allowed(n: int, max_failures: int | None, time_limit: float | None) -> int:
+    if max_failures is not None and (not isinstance(max_failures, int | np.integer) or max_failures < 0):
+        raise InputError(f"max_failures = {max_failures!r}, expected a whole number from 0 up, or None for n / 100.")
+    if time_limit is not None and not (isinstance(time_limit, int | float) and 0 < time_limit < math.inf):
+        raise InputError(f"time_limit = {time_limit!r}, expected a positive number of seconds for a row, or None.")
+    return n // 100 if max_failures is None else int(max_failures)
 
 
-def _run(
-    plan: Plan, todo: dict[int, int], done: dict[int, int], path: Path | None, workers: int
-) -> Iterator[tuple[int, dict[str, Tensor], SimulatorError | None]]:
-    """Yield chunks as they come; after an error no new chunk is begun."""
-    if workers == 1 or len(todo) < 2:
-        for k, rows in todo.items():
-            part, error = _chunk(plan, k, rows, done.get(k, 0), path)
-            yield k, part, error
-            if error:
-                return
-        return
-    from loky import ProcessPoolExecutor, as_completed
-
-    with ProcessPoolExecutor(max_workers=workers) as pool:
-        futures = {pool.submit(_chunk, plan, k, rows, done.get(k, 0), path): k for k, rows in todo.items()}
-        for future in as_completed(futures):
-            if future.cancelled():
-                continue
-            part, error = future.result()
-            if error:
-                for other in futures:
-                    other.cancel()
-            yield futures[future], part, error
+def _warn(made: Any, n: int, failures: Mapping[int, str]) -> None:
+    first = min(failures)
+    place = made[:] if isinstance(made, Simulations) else made[made.column("row") == first]
+    theta = place.theta[place.row == first][0].tolist()
+    warnings.warn(
+        f"{len(failures)} of {n} simulations failed and are NaN; the first is row {first}, theta = {theta}: it "
+        f"{failures[first]}. All are in .failures.",
+        SbiWarning,
+        stacklevel=3,
+    )
 
 
 def _chunk_rows(rows_per_seed: int, n: int) -> int:

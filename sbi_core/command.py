@@ -18,9 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sbi_core.arguments import CONFIG, command_line, read_arguments
 from sbi_core.errors import InputError, SbiError, SbiWarning
+from sbi_core.interrupts import terminable
 from sbi_core.run_folder import read_record, recall
 from sbi_core.seeding import fresh_seed
-from sbi_core.settings import EMBEDDING, MANNER, Program
+from sbi_core.settings import EMBEDDING, MANNER, PROGRAM_RUNNERS, Program
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Asked:
             InputError: if it may not, and is needed.
         """
         target = str(config.get("_target_"))
-        if "." not in target or {group, f"{group}._target_"} & set(self.trusted):
+        if ("." not in target and target not in PROGRAM_RUNNERS) or {group, f"{group}._target_"} & set(self.trusted):
             return True
         if needed:
             raise InputError(
@@ -155,13 +156,19 @@ def _run(
     except SbiError as error:
         return _complain(program, error, 2)
     try:
-        with _notes(program):
+        with _notes(program), terminable():
             result = run(job)
     except SbiError as error:
         return _complain(program, error, 1)
     except KeyboardInterrupt:
-        print(f"{program.name}: interrupted; run_dir={folder} continues it.", file=sys.stderr)
-        return 130
+        code = 130
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    else:
+        print(f"{result}; report: {folder / 'report.html'}", flush=True)
+        return 0
+    print(f"{program.name}: interrupted; run_dir={folder} continues it.", file=sys.stderr)
+    return code
     print(f"{result}; report: {folder / 'report.html'}", flush=True)
     return 0
 

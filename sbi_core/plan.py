@@ -1,6 +1,9 @@
 """What fixes the rows of a campaign: simulator, proposal, design and seed, drawn block by block."""
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +12,17 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.columns import check_labels, to_column
-from sbi_core.errors import SimulatorError
+from sbi_core.errors import SbiError, SimulatorError
+from sbi_core.interrupts import RowTimeout, alarm
 from sbi_core.seeding import block_seed, one_thread, seeded, torch_generator
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Mined, Simulator
 
 TRIAL = 10
 """Rows of the trial call that tells the shapes before any costly work."""
+
+QUICK = 1.0
+"""Seconds of a trial call above which it is not repeated."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,12 @@ class Plan:
     design: Distribution | Tensor | None
     seed: int
     info: Info
-    shapes: dict[str, tuple[int, ...]] | None = None
+    example: Mapping[str, Tensor] = field(default_factory=dict)
     chunk_rows: int = 0
     n: int = 0
 
-    def block(self, number: int, rows: int | None = None) -> dict[str, Tensor]:
-        """Draw one block of rows: columns (rows_per_seed, ...)."""
+    def block(self, number: int, rows: int | None = None) -> tuple[dict[str, Tensor], Mapping[int, BaseException]]:
+        """Draw one block of rows: columns (rows_per_seed, ...), and the rows that the simulator says have failed."""
         simulator, rows = self.simulator, rows or self.simulator.rows_per_seed
         seeds = block_seed(self.seed, number).spawn(5)
         with one_thread():
@@ -46,7 +53,7 @@ class Plan:
                 columns["n_events"] = count
         if simulator.categories is not None:
             check_labels(f"simulator '{simulator.name}': x", columns["x"], simulator.categories)
-        return columns
+        return columns, made.failures or {}
 
     def _given(self, number: int, rows: int, seeds: list[np.random.SeedSequence]) -> dict[str, Tensor]:
         """What a block is asked at: theta (rows, D), its design and its contrasts."""
@@ -59,18 +66,58 @@ class Plan:
             given["theta_alt"] = _draw(source, seeds[4], 0, rows * contrasts).reshape(rows, contrasts, -1)
         return given
 
-    def trial(self) -> dict[str, Tensor]:
-        """Call the simulator on a few rows of no campaign, to learn and check its shapes."""
-        rows = min(TRIAL, self.simulator.rows_per_seed)
-        columns = replace(self, seed=0).block(0, rows)
-        return complete(columns, 0, self.info).columns()
+    def failed(self, number: int, status: int) -> dict[str, Tensor]:
+        """A block whose call failed: NaN but for what it was asked at, and its column `status`."""
+        rows = self.simulator.rows_per_seed
+        columns = self._given(number, rows, block_seed(self.seed, number).spawn(5))
+        for name, like in self.example.items():
+            if name not in columns and name != "row":
+                nothing = torch.nan if like.is_floating_point() else 0
+                columns[name] = torch.full((rows, *like.shape[1:]), nothing, dtype=like.dtype)
+        return columns | {"status": torch.full((rows,), status, dtype=torch.uint8)}
+
+    def trial(self, time_limit: float | None = None, note: Path | None = None) -> tuple[dict[str, Tensor], bool]:
+        """Call the simulator on a few rows of no campaign: its columns, and whether a second call gives the same.
+
+        The second call is left out for our own code, which is tested, and where the first took long.
+        A call that fails is repeated at other thetas; seconds for a row and `note` are those of `alarm`.
+
+        Raises:
+            SimulatorError: if every call fails.
+        """
+        rows, simulator = min(TRIAL, self.simulator.rows_per_seed), self.simulator
+        ours = type(simulator).__module__.startswith("sbi_core.") and not simulator.runs_foreign_code
+        attempts = TRIAL if rows == 1 else 3
+        for seed in range(attempts):
+            plan = replace(self, seed=seed)
+            began = time.perf_counter()
+            try:
+                with alarm(None if time_limit is None else 2 * rows * time_limit, note):
+                    columns, failed = plan.block(0, rows)
+                    quick = time.perf_counter() - began < QUICK
+                    again = plan.block(0, rows)[0] if quick and not ours else columns
+                if len(failed) < rows:
+                    break
+                failure: BaseException = failed[0]
+            except SbiError:
+                raise
+            except (Exception, RowTimeout) as error:
+                failure = error
+        else:
+            theta = plan._given(0, rows, block_seed(plan.seed, 0).spawn(5))["theta"][0].tolist()
+            raise SimulatorError(
+                f"simulator '{simulator.name}' fails in each of {attempts} trial calls; the last raised "
+                f"{type(failure).__name__}: {failure}, at theta = {theta}."
+            ) from failure
+        same = all(column.numpy().tobytes() == again[name].numpy().tobytes() for name, column in columns.items())
+        return complete(columns, 0, self.info).columns(), same
 
     def _mined(self, given: dict[str, Tensor], seeds: list[np.random.SeedSequence]) -> Mined:
         """Call the simulator on copies, which it may overwrite; its generator and the global state are two streams."""
-        copies = [given[name].clone() if name in given else None for name in ("theta_alt", "design")]
+        alt, design = (given[name].clone() if name in given else None for name in ("theta_alt", "design"))
         try:
             with seeded(seeds[1]):
-                made = self.simulator.mine(given["theta"].clone(), *copies, torch_generator(seeds[0]))
+                made = self.simulator.mine(given["theta"].clone(), alt, design, torch_generator(seeds[0]))
         except SimulatorError as error:
             raise SimulatorError(f"{error} {self._all_rows('x')}".rstrip()) from error
         if not isinstance(made, Mined):
@@ -99,7 +146,9 @@ class Plan:
         return found
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
-        return (self.shapes or {}).get(name, self.simulator.x_shape if name == "x" else None)
+        if name in self.example:
+            return tuple(self.example[name].shape[1:])
+        return self.simulator.x_shape if name == "x" else None
 
     def _all_rows(self, name: str) -> str:
         """Say what shape the whole campaign has, where that is known."""
@@ -130,7 +179,7 @@ def _draw(source: Distribution | Tensor, seed: np.random.SeedSequence, first: in
         return source.sample(torch.Size([rows])).to(torch.float64)
 
 
-def complete(columns: dict[str, Tensor], first: int, info: Info) -> Simulations:
+def complete(columns: dict[str, Any], first: int, info: Info) -> Simulations:
     """Add status and row numbers."""
     row = torch.arange(first, first + len(columns["theta"]))
     return Simulations(**columns, info=info, row=row)

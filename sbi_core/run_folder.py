@@ -73,7 +73,7 @@ def recall(
         InputError: naming the key, if the request asks for something else than what was learned.
     """
     new = {key: asked[key] for key in program.observed if key in asked}  # that an older version did not have
-    merged = {**new, **settings, **{key: asked.get(key) for key in MANNER}}
+    merged = {**new, **settings, **{key: asked[key] for key in MANNER if key in asked}}
     for key in sorted(given):
         root = "name" if key == "study" else key.split(".")[0]
         if root in program.observed:

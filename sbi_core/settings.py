@@ -13,8 +13,11 @@ from sbi_core.errors import InputError
 EMBEDDING = "estimator.embedding"
 """An option of estimators that may name a class too: a user's own network."""
 
-MANNER = ("workers", "device", "progress", "run_dir")
+MANNER = ("workers", "campaign", "device", "progress", "run_dir")
 """Settings that do not change what comes out; no run folder insists on them."""
+
+PROGRAM_RUNNERS = ("CommandSimulator",)
+"""Classes of ours that run what their options name."""
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -66,6 +69,8 @@ _RUN: dict[str, Rule] = {
     "parameters": _RANGES,
     "gold_check": _FLAG,
     "workers": _whole(1),
+    "campaign.max_failures": _whole(0, or_null=True),
+    "campaign.time_limit": _RATE,
     "device": _DEVICE,
     "progress": _FLAG,
     "training.max_epochs": _whole(1, or_null=True),
@@ -161,7 +166,7 @@ RUN = Program(
     world="galton_board",
     groups=("simulator", "estimator", "loss", "prior"),
     observed=("x_obs", "iid", "inference", "limits", "checks"),
-    sections=("training", "inference", "limits", "checks"),
+    sections=("campaign", "training", "inference", "limits", "checks"),
     rules=_RUN,
     paths=("run_dir", "x_obs", "data"),
 )

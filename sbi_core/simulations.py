@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -16,8 +17,13 @@ from sbi_core.parameters import Parameter, match, names
 from sbi_core.priors import describe, restore
 from sbi_core.seeding import torch_generator
 
-MISSING, OK, INVALID = 0, 1, 2
-"""Values of the column `status`: not written, usable, x not finite."""
+MISSING, OK, INVALID, FAILED, TIMED_OUT = 0, 1, 2, 3, 4
+"""Values of the column `status`: not written, usable, x not finite, the simulator raised an error, or took too long."""
+
+
+def status_of(x: Tensor) -> Tensor:
+    """Column `status` (N,) of rows x (N, ...) that the simulator returned."""
+    return torch.where(torch.isfinite(x).flatten(1).all(1), OK, INVALID).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,9 @@ class Simulations:
         theta_alt: contrasts stored with each row, (N, C, D), float64.
         joint_log_ratio: log p(x, z | theta) - log p(x, z | theta_alt), (N, C), float64.
         joint_score: grad_theta log p(x, z | theta) at the row's own theta, (N, D), float64.
-        status: 1 usable, 2 x not finite, (N,), uint8.
+        status: 1 usable, 2 x not finite, 3 the simulator raised an error, 4 it took too long, (N,), uint8.
         row: number of the row in its campaign, (N,), int64.
+        failures: number of a row in its campaign -> what happened there, for rows of status 3 and 4.
     """
 
     theta: Tensor
@@ -105,11 +112,11 @@ class Simulations:
     joint_score: Tensor | None = None
     status: Tensor = field(default=None)  # type: ignore[assignment]
     row: Tensor = field(default=None)  # type: ignore[assignment]
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status is None:
-            finite = torch.isfinite(self.x).flatten(1).all(1)
-            object.__setattr__(self, "status", torch.where(finite, OK, INVALID).to(torch.uint8))
+            object.__setattr__(self, "status", status_of(self.x))
         if self.row is None:
             object.__setattr__(self, "row", torch.arange(len(self.theta), device=self.theta.device))
 
@@ -140,10 +147,10 @@ class Simulations:
         Raises:
             InputError: naming the column, its shape or type, and what was expected.
         """
-        known = [f.name for f in fields(cls) if f.name not in ("theta", "x", "info", "status", "row")]
+        known = [f.name for f in fields(cls) if f.name not in ("theta", "x", "info", "status", "row", "failures")]
         if unknown := set(columns) - set(known):
             raise InputError(f"unknown columns {sorted(unknown)}; known: {', '.join(known)}.")
-        table = {name: to_column(name, value) for name, value in columns.items() if value is not None}
+        table: dict[str, Any] = {name: to_column(name, value) for name, value in columns.items() if value is not None}
         table |= {"theta": to_column("theta", theta), "x": to_column("x", x)}
         width = len(parameters) if parameters else proposal.event_shape[0] if proposal is not None else None
         check_shapes(table, width)
@@ -201,18 +208,22 @@ class Simulations:
                         f"{list(first.columns())}."
                     )
         stacked = {name: torch.cat([part.columns()[name] for part in aligned]) for name in first.columns()}
+        failures = {row: text for part in parts for row, text in part.failures.items()}
         info, campaigns = first.info, [replace(part.info, parameters=(), designs=()).to_json() for part in aligned]
         if info.seed is None or any(campaign != campaigns[0] for campaign in campaigns):
             same = all(campaign["proposal"] == campaigns[0]["proposal"] for campaign in campaigns)
             info = replace(info, proposal=info.proposal if same else None, seed=None)
+            failures = {}
+            for part, start in zip(parts, accumulate(map(len, parts), initial=0), strict=False):
+                failures |= {start + k: part.failures[r] for k, r in enumerate(part.row.tolist()) if r in part.failures}
             stacked["row"] = torch.arange(len(stacked["theta"]))
         elif len(stacked["row"].unique()) < len(stacked["row"]):
             raise InputError(f"duplicate rows: the batches share rows of the campaign with seed {info.seed}.")
-        return cls(**stacked, info=info)
+        return cls(**stacked, info=info, failures=failures)
 
     def columns(self) -> dict[str, Tensor]:
         """Return the columns that are present, by name, (N, ...) each."""
-        pairs = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "info")
+        pairs = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("info", "failures"))
         return {name: value for name, value in pairs if value is not None}
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,12 +31,14 @@ class Mined(NamedTuple):
         z: latents that `log_joint` reads, (M, ...).
         joint_score: grad_theta log p(x, z | theta, design) at each row's own theta, (M, D).
         joint_log_ratio: log p(x, z | theta, design) - log p(x, z | theta_alt, design), (M, C).
+        failures: why rows failed whose x is NaN, where that is known: number of the row in this call -> exception.
     """
 
     x: Tensor
     z: Tensor | None = None
     joint_score: Tensor | None = None
     joint_log_ratio: Tensor | None = None
+    failures: Mapping[int, BaseException] | None = None
 
 
 class Simulator(abc.ABC):
@@ -53,6 +55,7 @@ class Simulator(abc.ABC):
         categories: x is a class label below this number, stored as one number a row; `None` for anything else.
         x_shape: the shape of one observation, if it is known before the first call.
         design_score: whether `log_joint` keeps every term with the design too.
+        runs_foreign_code: whether somebody else's code draws the rows, which may not keep to the generator it is given.
         contrasts: thetas C beside its own at which each row's joint likelihood is kept by `mine`.
         version: to be changed whenever the same seed gives other rows.
     """
@@ -64,6 +67,7 @@ class Simulator(abc.ABC):
     x_shape: tuple[int, ...] | None = None
     design_score: bool = False
     contrasts: int = 0
+    runs_foreign_code: bool = False
     version: str = "1"
 
     @property

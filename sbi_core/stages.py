@@ -126,6 +126,7 @@ def _simulated(job: Job) -> Any:
         proposal=proposal,
         seed=job.seed,
         workers=job.plain["workers"],
+        **job.plain["campaign"],
         progress=job.plain["progress"] and sys.stderr.isatty(),
     )
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sbi_core.errors import StoreError, nearest
-from sbi_core.simulations import MISSING, Info, Simulations
+from sbi_core.simulations import FAILED, MISSING, Info, Simulations
 
 if TYPE_CHECKING:
     import zarr
@@ -122,8 +122,11 @@ class Store:
             if array.shape[0] < length:
                 array.resize((length, *array.shape[1:]))
 
-    def write(self, chunk: int, columns: Mapping[str, Tensor]) -> None:
-        """Write rows (M, ...) as the chunk's first M rows, then its commit mark. One writer per chunk."""
+    def write(self, chunk: int, columns: Mapping[str, Tensor], failures: Mapping[int, str] | None = None) -> None:
+        """Write rows (M, ...) as the chunk's first M rows, then its commit mark. One writer per chunk.
+
+        What happened in rows that failed, by their number in the campaign, goes with the mark.
+        """
         if set(columns) != set(self._arrays):
             raise StoreError(f"{self.path}: columns {sorted(columns)} do not fit the store's {sorted(self._arrays)}.")
         start = chunk * self.chunk_rows
@@ -134,15 +137,24 @@ class Store:
         mark = self.path / "commits" / f"{chunk:08d}.json"
         partial = mark.with_suffix(f".{os.getpid()}.partial")
         with open(partial, "w") as file:
-            json.dump({"rows": len(columns["theta"])}, file)
+            mark_of = {"rows": len(columns["theta"])}
+            json.dump(mark_of | ({"failures": failures} if failures else {}), file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(mark)
 
     def committed(self) -> dict[int, int]:
         """Return chunk -> rows that may be trusted, in order."""
+        return {chunk: mark["rows"] for chunk, mark in self._marks()}
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Number of a row in its campaign -> what happened there, for rows whose simulator failed or took too long."""
+        return {int(row): text for _, mark in self._marks() for row, text in mark.get("failures", {}).items()}
+
+    def _marks(self) -> list[tuple[int, dict[str, Any]]]:
         marks = sorted((self.path / "commits").glob("[0-9]*.json"))
-        return {int(mark.stem): json.loads(mark.read_text())["rows"] for mark in marks}
+        return [(int(mark.stem), json.loads(mark.read_text())) for mark in marks]
 
     def __len__(self) -> int:
         return sum(self.committed().values())
@@ -163,7 +175,8 @@ class Store:
 
     def _simulations(self, wanted: np.ndarray) -> Simulations:
         columns = {name: torch.from_numpy(self._read(name, wanted)) for name in self._arrays}
-        return Simulations(**columns, info=self.info)
+        failed = bool((columns["status"] >= FAILED).any())
+        return Simulations(**columns, info=self.info, failures=self.failures if failed else {})
 
     def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Read rows in whole runs: consecutive numbers cost one read."""

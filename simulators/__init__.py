@@ -2,6 +2,7 @@
 
 from sbi_core.simulators.asymmetry_toy import AsymmetryToy
 from sbi_core.simulators.bernoulli_glm import BernoulliGLM
+from sbi_core.simulators.command_simulator import CommandSimulator
 from sbi_core.simulators.death_process import DeathProcess
 from sbi_core.simulators.galton_board import GaltonBoard
 from sbi_core.simulators.linear_gaussian import LinearGaussian
@@ -15,6 +16,7 @@ __all__ = [
     "SLCP",
     "AsymmetryToy",
     "BernoulliGLM",
+    "CommandSimulator",
     "DeathProcess",
     "GaltonBoard",
     "LinearGaussian",

@@ -1,0 +1,127 @@
+"""Stopping in good order: signals that end a campaign after the block in progress, and time limits on one call."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+GRACE = 5.0
+"""Seconds after its time limit at which a call that does not end ends its process."""
+
+
+class RowTimeout(BaseException):
+    """A call took longer than its limit; no subclass of Exception, so that the code it stops does not swallow it."""
+
+
+@dataclass
+class Stop:
+    """Whether a signal has asked to end.
+
+    Attributes:
+        signal: its number; 0 for none.
+        notes: folder that worker processes look at; a file `stop` in it asks them to end too.
+    """
+
+    signal: int = 0
+    notes: Path | None = None
+
+    def request(self, number: int) -> None:
+        """Ask to end after what is in progress."""
+        self.signal = number
+        if self.notes is not None:
+            (self.notes / "stop").touch()
+        print("finishing what is in progress; interrupt again to stop at once.", file=sys.stderr)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Let the first Ctrl-C or SIGTERM ask to end in good order, and the second end at once.
+
+    The block of code looks at `Stop.signal` and returns early. Outside the main thread signals stay as they are.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: old for number, old in handlers.items() if old not in (None, signal.SIG_IGN)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        stop.request(number)
+
+    try:
+        for number in before:
+            signal.signal(number, ask)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end a program as an exception does, with code 143, so that what is open is closed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end(stop: Stop) -> None:
+    """Do what the signal would have done: KeyboardInterrupt (exit code 130), or an exit with code 143 for SIGTERM."""
+    handler = signal.getsignal(stop.signal)
+    if callable(handler):
+        signal.raise_signal(stop.signal)
+    raise SystemExit(128 + stop.signal)
+
+
+@contextmanager
+def alarm(seconds: float | None, note: Path | None) -> Iterator[None]:
+    """Raise `RowTimeout` in a block of code that takes longer; code that cannot be interrupted ends with its process.
+
+    Only the main thread can be interrupted; elsewhere, and without seconds, nothing happens.
+
+    Args:
+        seconds: the limit.
+        note: file of a worker process that may be ended; the word "timeout" is added to it before it is.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise RowTimeout(f"no answer within {seconds:g} s")
+
+    def leave() -> None:
+        if note is not None:
+            with note.open("a") as file:
+                file.write(" timeout")
+        os._exit(1)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    watch = threading.Timer(seconds + GRACE, leave)
+    watch.daemon = True
+    try:
+        if note is not None:
+            watch.start()
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        watch.cancel()
+        signal.signal(signal.SIGALRM, before)
