@@ -75,6 +75,8 @@ class PyroSimulator(Simulator):
         x                       x              1  Normal
     """
 
+    runs_foreign_code = True
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -165,13 +167,13 @@ class PyroSimulator(Simulator):
 
     def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Run the program at theta (M, D), design (M, K): x (M, ...) and z (M, Z), or no z if run row by row."""
+        from sbi_core.simulators.pyro_trial import mine_rows
+
         layout = self._try(design)
         with torch.no_grad(), self._seeded(generator), self._named():
             if layout is not None:
                 return layout.columns(self._run(theta, design), len(theta))
-            from sbi_core.simulators.pyro_trial import stacked, x_of_row
-
-            return stacked([x_of_row(self._run(*row), self.observed) for row in _rows(theta, design)]), None
+            return mine_rows(self._run, theta, None, design, self.observed).x, None
 
     def log_joint(self, theta: Tensor, x: Tensor, z: Tensor | None, design: Tensor | None) -> Tensor:
         """log p(x, z | theta, design), all terms, theta (M, D), x (M, ...), z (M, Z), as (M,); NaN for failed rows."""
@@ -200,17 +202,11 @@ class PyroSimulator(Simulator):
         """Draw events at theta (M, D); run row by row, with joint scores (M, D) and ratios to theta_alt (M, C, D)."""
         if self.vectorized:
             return super().mine(theta, theta_alt, design, generator)
-        from sbi_core.simulators.pyro_trial import mine_row, stacked
+        from sbi_core.simulators.pyro_trial import mine_rows
 
         self._try(design)
-        contrasts = theta.new_empty((len(theta), 0, theta.shape[1])) if theta_alt is None else theta_alt
         with self._seeded(generator), self._named():
-            rows = [
-                mine_row(self._run, *row, others, self.observed)
-                for row, others in zip(_rows(theta, design), contrasts, strict=True)
-            ]
-            x, score, ratio = (stacked(column) for column in zip(*rows, strict=True))
-        return Mined(x, None, score, None if theta_alt is None else ratio)
+            return mine_rows(self._run, theta, theta_alt, design, self.observed)
 
     def _run(self, theta: Tensor, design: Tensor | None, values: Any = None) -> "Draws":
         from sbi_core.simulators.pyro_trace import trace
@@ -255,11 +251,6 @@ class PyroSimulator(Simulator):
             yield
         except SimulatorError as error:
             raise SimulatorError(f"simulator '{self.name}': {error}") from error.__cause__
-
-
-def _rows(theta: Tensor, design: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """theta (D,) and design (K,) row by row."""
-    return ((at, None if design is None else design[k]) for k, at in enumerate(theta))
 
 
 def _takes(model: Callable[..., Any], *given: str) -> bool:

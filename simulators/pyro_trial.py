@@ -11,8 +11,9 @@ from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_core.errors import SbiWarning, SimulatorError
+from sbi_core.errors import SbiError, SbiWarning, SimulatorError
 from sbi_core.parameters import Parameter
+from sbi_core.simulator import Mined
 from sbi_core.simulators.pyro_checks import Observed, Run, Trial, check, said
 from sbi_core.simulators.pyro_trace import (
     Draw,
@@ -90,6 +91,46 @@ def _warn(single: list[str]) -> None:
         )
 
 
+def mine_rows(run: Run, theta: Tensor, others: Tensor | None, design: Tensor | None, observed: Observed) -> Mined:
+    """Run a program row by row at theta (M, D), and replay each row's draws at others (M, C, D).
+
+    Rows whose run raises are NaN, and its exception is kept; if all do, the last one is raised.
+
+    Raises:
+        SimulatorError: if x has other shapes in other rows, or a run has other sites at another theta.
+    """
+    contrasts = theta.new_empty((len(theta), 0, theta.shape[1])) if others is None else others
+    rows, failures = list[tuple[Tensor, ...] | None](), dict[int, BaseException]()
+    for k, at in enumerate(theta):
+        try:
+            rows.append(_mine_row(run, at, None if design is None else design[k], contrasts[k], observed))
+        except SbiError:
+            raise
+        except Exception as error:
+            failures[k] = error
+            rows.append(None)
+    like = next((row for row in rows if row is not None), None)
+    if like is None:
+        raise failures[len(theta) - 1]
+    nothing = tuple(torch.full_like(part, torch.nan) for part in like)
+    x, score, ratio = (stacked(parts) for parts in zip(*(nothing if row is None else row for row in rows), strict=True))
+    return Mined(x, None, score, None if others is None else ratio, failures)
+
+
+def _mine_row(
+    run: Run, theta: Tensor, design: Tensor | None, others: Tensor, observed: Observed
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (...), the joint score (D,) and the joint log ratios (C,) of one run at theta (D,) to others (C, D)."""
+    leaf = theta.clone().requires_grad_()
+    draws = run(leaf, design, {})
+    trial = Trial(run, theta, design, theta, draws, values_of(draws), None, observed)
+    own = torch.stack(list(trial.log_p(draws).values())).sum(0)
+    score = torch.autograd.grad(own.sum(), leaf)[0] if own.requires_grad else torch.zeros_like(leaf)
+    with torch.no_grad(), unvalidated():
+        far = [trial.total(other) for other in others]
+    return x_of_row(draws, observed), score, own.detach() - torch.cat([theta.new_empty(0), *far])
+
+
 def x_of_row(draws: Draws, observed: Observed) -> Tensor:
     """x (...) of one run: the value of the observed site, or those of several side by side."""
     find_observed(draws, observed)
@@ -104,27 +145,9 @@ def stacked(rows: Sequence[Tensor]) -> Tensor:
         if x.shape != rows[0].shape:
             raise SimulatorError(
                 f"x has shape {tuple(rows[0].shape)} in one row and {tuple(x.shape)} in another, expected the same in "
-                "all. Pad it, with zeros that pyro.deterministic puts there, or observe a summary."
+                "all. Pad it in a pyro.deterministic, or observe a summary."
             )
     return torch.stack(list(rows))
-
-
-def mine_row(
-    run: Run, theta: Tensor, design: Tensor | None, others: Tensor, observed: Observed
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a program once at theta (D,), and replay its draws at C others (C, D).
-
-    Returns:
-        x (...), the joint score (D,) and the joint log ratios log p(x, z | theta) - log p(x, z | other) (C,).
-    """
-    leaf = theta.clone().requires_grad_()
-    draws = run(leaf, design, {})
-    trial = Trial(run, theta, design, theta, draws, values_of(draws), None, observed)
-    own = torch.stack(list(trial.log_p(draws).values())).sum(0)
-    score = torch.autograd.grad(own.sum(), leaf)[0] if own.requires_grad else torch.zeros_like(leaf)
-    with torch.no_grad(), unvalidated():
-        far = [trial.total(other) for other in others]
-    return x_of_row(draws, observed), score, own.detach() - torch.cat([theta.new_empty(0), *far])
 
 
 def try_single(
@@ -150,22 +173,31 @@ def try_single(
     """
     theta = prior.sample(torch.Size([SINGLE + contrasts])).double()
     sites, seconds, single = list[int](), list[float](), dict[str, None]()
+    failure: Exception = ValueError("x is not finite, which marks a failed row")
     for row in range(SINGLE):
         setting = None if design is None else design[row % len(design)]
-        with said(f"for theta ({theta.shape[1]},)", "one theta (D,)"), torch.no_grad():
-            draws = run(theta[row], setting, {})
-        if not bool(x_of_row(draws, observed).isfinite().all()):
+        try:
+            with torch.no_grad():
+                draws = run(theta[row], setting, {})
+                usable = bool(x_of_row(draws, observed).isfinite().all())
+        except SbiError:
+            raise
+        except Exception as error:
+            failure = error
+            continue
+        if not usable:
             continue
         with said("when it was run again with the same draws", "one theta (D,)"):
             trial = Trial(run, theta[row], setting, theta[row - 1], draws, values_of(draws), None, observed)
             single |= dict.fromkeys(check(trial, parameters))
             started = time.process_time()
-            mine_row(run, theta[row], setting, theta[row + 1 : row + 1 + contrasts], observed)
+            _mine_row(run, theta[row], setting, theta[row + 1 : row + 1 + contrasts], observed)
             seconds.append(time.process_time() - started)
         sites.append(len(draws))
     _warn(list(single))
     if not sites:
-        raise SimulatorError(f"x is finite in none of {SINGLE} rows. NaN marks failed rows; let fewer fail.")
+        with said(f"for each of {SINGLE} theta ({theta.shape[1]},)", "one theta (D,)"):
+            raise failure
     each, many = median(seconds), round(median(sites))
     together = min(_vectorized_seconds(many) for _ in range(3))
     return (
