@@ -177,7 +177,7 @@ class PyroSimulator(Simulator):
 
     def log_joint(self, theta: Tensor, x: Tensor, z: Tensor | None, design: Tensor | None) -> Tensor:
         """log p(x, z | theta, design), all terms, theta (M, D), x (M, ...), z (M, Z), as (M,); NaN for failed rows."""
-        from sbi_core.simulators.pyro_trace import log_density, unvalidated
+        from sbi_core.simulators.pyro_trace import DENSITIES, log_density, unvalidated
 
         if not self.vectorized:
             raise MissingGold(f"simulator '{self.name}' runs row by row: its gold is stored with the rows it makes.")
@@ -193,7 +193,7 @@ class PyroSimulator(Simulator):
                 value[usable] = self.log_joint(theta[usable], *parts)  # type: ignore[arg-type]
             return value
         with unvalidated(), self._named():
-            draws = self._run(theta, design, layout.values(x, z))
+            draws = self._run(theta, design, layout.values(x, z), DENSITIES)
             layout.check(draws, len(theta))
             axes = layout.axes
             return torch.stack([log_density(d, axes[n]) for n, d in draws.items() if not d.computed]).sum(0)
@@ -208,12 +208,12 @@ class PyroSimulator(Simulator):
         with self._seeded(generator), self._named():
             return mine_rows(self._run, theta, theta_alt, design, self.observed)
 
-    def _run(self, theta: Tensor, design: Tensor | None, values: Any = None) -> "Draws":
+    def _run(self, theta: Tensor, design: Tensor | None, values: Any = None, depth: int = 0) -> "Draws":
         from sbi_core.simulators.pyro_trace import trace
 
         if self.designs and design is None and not self._design_given:
             raise InputError(f"simulator '{self.name}' has designs {names(self.designs)}: give simulate(design=...).")
-        return trace(self.model, (theta,) if design is None else (theta, design), values)
+        return trace(self.model, (theta,) if design is None else (theta, design), values, depth)
 
     def _try(self, design: Tensor | None) -> "Layout | None":
         """Try the program once, at draws of the prior and the first designs (M, K) that it is asked for."""

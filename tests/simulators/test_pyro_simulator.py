@@ -60,7 +60,7 @@ class Shifted(PyroSimulator):
         return super().log_joint(theta + 0.1 * torch.tensor([p.high - p.low for p in self.parameters]), x, z, design)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "decays", "mixture", "walk", "counting"])
+@pytest.mark.parametrize("name", ["gaussian", "decays", "mixture", "walk", "epidemic", "counting"])
 def test_gold_passes(name):
     simulator = PROGRAMS[name][0]
     rows = run(simulator, 4000)
@@ -145,6 +145,14 @@ def test_a_row_alone_is_a_row():
     alone = torch.cat([log_joint(simulator, rows[k], rows[k].theta) for k in range(20)])
     assert torch.allclose(together, alone, rtol=1e-13)
     assert log_joint(simulator, rows[:0], rows[:0].theta).shape == (0,)
+
+
+def test_columns_are_not_changed_by_a_program_that_writes_over_its_draws():
+    simulator, rows = PROGRAMS["epidemic"][0], run(PROGRAMS["epidemic"][0], 20)
+    before = {name: column.clone() for name, column in rows.columns().items()}
+    log_joint(simulator, rows, rows.theta)
+    assert all(torch.equal(column, before[name]) for name, column in rows.columns().items())
+    assert rows.z.max() < 30, "what was drawn, and not what was made of it"
 
 
 def test_failed_rows_are_nan():
