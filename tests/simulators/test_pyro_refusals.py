@@ -48,6 +48,27 @@ def moving_mixture(theta):
     noisy(pyro.sample("z", dist.MixtureSameFamily(share, parts, validate_args=False)))
 
 
+class Beyond(dist.TorchDistribution):
+    """Exponential beyond a number, which says that it may be anything."""
+
+    arg_constraints = {}  # noqa: RUF012
+    support = dist.constraints.real
+
+    def __init__(self, start):
+        self.start = start
+        super().__init__(start.shape)
+
+    def sample(self, sample_shape=()):
+        return self.start.detach() + torch.empty_like(self.start).exponential_()
+
+    def log_prob(self, value):
+        return torch.where(value < self.start, -torch.inf, self.start - value)
+
+
+def moving_unsaid(theta):
+    noisy(pyro.sample("z", Beyond(theta[:, 0])))
+
+
 def moving_count(theta):
     noisy(pyro.sample("z", dist.Binomial(theta[:, 0].mul(4).floor(), 0.5)))
 
@@ -291,6 +312,7 @@ REFUSED = [
     (moving_start, TAU, MOVES),
     (moving_log_normal, TAU, MOVES),
     (moving_mixture, TAU, MOVES),
+    (moving_unsaid, TAU, MOVES),
     (moving_count, TAU, MOVES),
     (moving_observed, TAU, "site 'x': its support moves with theta"),
     (moving_masked, TAU, "site 'y': its mask moves with theta"),

@@ -155,6 +155,19 @@ def test_columns_are_not_changed_by_a_program_that_writes_over_its_draws():
     assert rows.z.max() < 30, "what was drawn, and not what was made of it"
 
 
+def test_theta_is_not_changed_by_a_program_that_writes_over_it():
+    def doubling(theta):
+        theta *= 2
+        pyro.sample("x", dist.Normal(theta[:, 0], 1.0))
+
+    simulator = PyroSimulator(doubling, [MU])
+    rows = run(simulator, 20)
+    theta, leaf = rows.theta.clone(), rows.theta.clone().requires_grad_()
+    slope = torch.autograd.grad(simulator.log_joint(leaf, rows.x, None, None).sum(), leaf)[0]
+    simulator.log_joint(rows.theta, rows.x, None, None)
+    assert torch.allclose(slope, 2 * (rows.x - 2 * theta)) and torch.equal(rows.theta, theta)
+
+
 def test_failed_rows_are_nan():
     rows = run(GAUSSIAN, 6)
     whole = log_joint(GAUSSIAN, rows, rows.theta)
