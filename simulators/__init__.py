@@ -11,6 +11,7 @@ from sbi_core.simulators.lhe_files import Particles, read_lhe, write_lhe
 from sbi_core.simulators.linear_gaussian import LinearGaussian
 from sbi_core.simulators.morphing import Monomials, Morphing, propose_benchmarks
 from sbi_core.simulators.muon_pairs import MuonPairs
+from sbi_core.simulators.pyro_simulator import PyroSimulator
 from sbi_core.simulators.slcp import SLCP
 from sbi_core.simulators.source_location import SourceLocation
 from sbi_core.simulators.strong_lensing import StrongLensing
@@ -30,6 +31,7 @@ __all__ = [
     "Morphing",
     "MuonPairs",
     "Particles",
+    "PyroSimulator",
     "SourceLocation",
     "StoredEvents",
     "StrongLensing",
