@@ -95,6 +95,11 @@ class Simulator(abc.ABC):
         """Whether `log_joint` exists."""
         return type(self).log_joint is not Simulator.log_joint
 
+    def may_give(self, column: str) -> bool:
+        """Whether rows may have a column of gold, "joint_score" or "joint_log_ratio": mined now, or read from z."""
+        mined = self.contrasts > 0 if column == "joint_log_ratio" else type(self).mine is not Simulator.mine
+        return self.has_gold or mined
+
     @abc.abstractmethod
     def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Draw one event per row.
