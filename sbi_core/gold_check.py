@@ -27,7 +27,7 @@ FALSE_ALARM = 1e-4
 """Probability that clean gold fails, all tests together."""
 
 _FEWEST = 60.0
-"""Effective rows below which a mean says nothing."""
+"""Effective rows below which a mean says nothing; of bounded terms, half as many."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _judge(identity: Identity, limit: float) -> GoldTest:
     z, rows = _significance(identity.terms)
     z = max(z, 0.0) if identity.one_sided else z
     mean = float(identity.terms.mean())
-    passed = None if rows < _FEWEST else abs(z) < limit
+    passed = None if rows < (_FEWEST / 2 if identity.bounded else _FEWEST) else abs(z) < limit
     text = f"{identity.name} for '{identity.parameter}': mean {mean:.3g}, z = {z:.1f}"
     return GoldTest(identity.name, identity.parameter, mean, z, rows, passed, text)
 

@@ -37,6 +37,7 @@ class Identity:
         terms: one number a row (N,), whose mean must vanish; `None` for an exact comparison.
         error: of an exact comparison, in units of `TOLERANCE`.
         one_sided: only a positive mean is wrong.
+        bounded: no term is far out, so that fewer rows tell.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Identity:
     terms: Tensor | None = None
     error: float = 0.0
     one_sided: bool = False
+    bounded: bool = False
 
 
 def identities(live: Simulator | None, rows: Simulations, seed: int) -> Iterator[list[Identity]]:
@@ -166,7 +168,7 @@ def _pairs(live: Simulator, rows: Simulations, step: Tensor, parameter: str) -> 
     balance = _less_linear(torch.where(used, back, 0.0) * chance, rows.theta, score)
     sign = torch.where(used, step.sum(1).sign() * chance, 0.0)
     return [
-        Identity("ratio bounded", parameter, sign),
+        Identity("ratio bounded", parameter, sign, bounded=True),
         Identity("ratio bounded, weighted with itself", parameter, balance),
     ]
 
@@ -204,7 +206,11 @@ def _stored_ratios(live: Simulator | None, rows: Simulations, score: Tensor | No
     excess = torch.where(bad, 0.0, torch.expm1(log_r.clamp(max=50.0)) - pull)
     tests = [Identity("ratio mean of stored contrasts", "ratio", (weight * excess).mean(1))]
     bounded = torch.nan_to_num(log_r, nan=0.0).clamp(-20.0, 20.0)
-    tests.append(Identity("mean log ratio of stored contrasts, at most 0", "ratio", bounded.mean(1), one_sided=True))
+    tests.append(
+        Identity(
+            "mean log ratio of stored contrasts, at most 0", "ratio", bounded.mean(1), one_sided=True, bounded=True
+        )
+    )
     if live is not None:
         truth = torch.stack(
             [joint_log_ratio(live, rows, rows.theta_alt[:, k], rows.theta) for k in range(log_r.shape[1])], 1
