@@ -3,6 +3,7 @@
 from sbi_core.simulators.asymmetry_toy import AsymmetryToy
 from sbi_core.simulators.bernoulli_glm import BernoulliGLM
 from sbi_core.simulators.death_process import DeathProcess
+from sbi_core.simulators.epidemic import Epidemic
 from sbi_core.simulators.galton_board import GaltonBoard
 from sbi_core.simulators.linear_gaussian import LinearGaussian
 from sbi_core.simulators.muon_pairs import MuonPairs
@@ -15,6 +16,7 @@ __all__ = [
     "AsymmetryToy",
     "BernoulliGLM",
     "DeathProcess",
+    "Epidemic",
     "GaltonBoard",
     "LinearGaussian",
     "MuonPairs",
