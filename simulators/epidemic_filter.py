@@ -12,7 +12,7 @@ STRIDE = 400.0
 
 Place = tuple[slice, ...]
 Move = tuple[Tensor, Tensor, int, tuple[Place, Place]]
-"""Of one thing that can happen: its rate in each state for theta = 1, over r; theta; which slope; from where to where."""
+"""One thing that can happen: its rate in each state over r and over theta, theta, the slope, from where to where."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,6 @@ class Filter:
     def everyone(self) -> Tensor:
         """Infected, in all stages, of each state, broadcasting to (F, S, ...)."""
         return sum((self.number(3 + stage) for stage in range(self.stages - 1)), self.number(2))
-
-    def completed(self) -> Tensor:
-        """Stages completed since time 0, by all together, in each state, broadcasting to (F, S, ...)."""
-        gone = self.stages * (self.population - self.number(1) - self.everyone())
-        return sum((stage * self.number(2 + stage) for stage in range(1, self.stages)), gone)
 
     def fastest(self, beta: Tensor, gamma: Tensor) -> Tensor:
         """Largest rate of leaving a state, max over S of (N - S) (beta S / N + L gamma): beta (B,), gamma (B,)."""
@@ -132,7 +127,11 @@ def _step(p: Tensor, stay: Tensor, moves: list[Move]) -> Tensor:
 
 def _slices(change: Mapping[int, int], axes: int) -> tuple[Place, Place]:
     """Where those states are that a change of some axes by one, up or down, leads out of, and into."""
-    halves = {0: (slice(None), slice(None)), 1: (slice(None, -1), slice(1, None)), -1: (slice(1, None), slice(None, -1))}
+    halves = {
+        0: (slice(None), slice(None)),
+        1: (slice(None, -1), slice(1, None)),
+        -1: (slice(1, None), slice(None, -1)),
+    }
     pairs = [halves[change.get(axis, 0)] for axis in range(axes)]
     return tuple(here for here, _ in pairs), tuple(there for _, there in pairs)
 

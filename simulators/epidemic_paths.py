@@ -87,9 +87,7 @@ def follow(
         ended = now >= times[:, -1]
 
 
-def _chain(
-    susceptible: Tensor, upto: Tensor, odds: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _chain(susceptible: Tensor, upto: Tensor, odds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw 64 events of each row: S before and after them (65, M), and infected up to each stage (65, L, M).
 
     Without infected nothing happens any more; what is drawn then has no meaning.
