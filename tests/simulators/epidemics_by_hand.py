@@ -58,3 +58,31 @@ def probability(world, theta, x, times):
         else:
             p = (p @ jump) * counted(count, ill, world.reporting, world.dispersion)
     return p.sum()
+
+
+def gillespie(theta, population, infected, times, rng, until="its own last time"):
+    """One path a row, one event after the other: S and I at the times (M, K), and n_i, n_r, A, B until something."""
+    beta, gamma = theta.T
+    s, ill = np.full(len(theta), float(population - infected)), np.full(len(theta), float(infected))
+    now, seen = np.zeros(len(theta)), np.zeros((2, *times.shape))
+    known = np.zeros((4, len(theta)))
+    last = times[:, -1] if until != "the longest time" else np.full(len(theta), times.max())
+    while True:
+        with np.errstate(divide="ignore"):
+            wait = rng.exponential(size=len(theta)) / (ill * (beta * s / population + gamma))
+        after = now + wait
+        here = (times >= now[:, None]) & (times < after[:, None])
+        seen[:, here] = np.broadcast_to(np.stack([s, ill])[..., None], seen.shape)[:, here]
+        spent = np.minimum(after, last) - np.minimum(now, last)
+        if until == "the last event":
+            spent[after > last] = 0.0
+        known[2] += spent * np.where(ill > 0, s * ill / population, 0)
+        known[3] += np.where(ill > 0, spent * ill, 0)
+        going = ill > 0
+        if not (going & (after <= times.max())).any():
+            return seen, known.T
+        infection = going & (rng.random(len(theta)) < beta * s / (beta * s + population * gamma))
+        recovery = going & ~infection
+        known[0] += infection & (after <= times[:, -1])
+        known[1] += recovery & (after <= times[:, -1])
+        s, ill, now = s - infection, ill + infection - recovery, after
