@@ -25,7 +25,7 @@ from sbi_core.simulators import Epidemic
 from sbi_core.simulators.epidemic_paths import follow
 
 SCHOOL = [3, 8, 26, 76, 225, 298, 258, 233, 189, 128, 68, 29, 14, 4]
-PRIOR = ((0.5, 3.0), (0.15, 1.0))
+PRIOR = ((0.5, 3.0), (0.15, 0.7))
 ROWS = 4000
 """Paths that are followed at once."""
 

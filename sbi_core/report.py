@@ -131,7 +131,7 @@ def _predicted(results: Results) -> Iterator[str]:
     wide = (8.4, 4.2) if len(found.names) > 4 else None
     figure = page.figure(partial(plots.predictive, found), caption, wide)
     rows = [[escape(check.name), WORDS[check.passed], page.escaped(check.text)] for check in found.checks]
-    said = f'<p class="verdict {"good" if found.passed else "bad"}">{page.escaped(found.verdict)}</p>'
+    said = f'<p class="verdict">{page.verdict(found.verdict)}</p>'
     table = page.table(["test", "verdict", "found"], rows)
     yield page.section(
         "Does the posterior predict what was observed?",

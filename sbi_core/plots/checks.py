@@ -75,6 +75,7 @@ def predictive(predicted: Any, *, axes: Any = None) -> Any:
     else:
         axes.set_xlabel("statistic" if not predicted.alike else predicted.names[0].split()[0])
         axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlim(edges[0], edges[-1])
     axes.set_ylabel("predicted and observed" if predicted.alike else "from the median, in half 68% bands")
     axes.legend(loc="best")
     return axes

@@ -15,8 +15,8 @@ from sbi_core.inference.checks.features import WIDEST, features_of, names_of
 from sbi_core.seeding import derived_seed, one_thread
 from sbi_core.simulator import Simulator
 
-LEVEL = 0.05
-"""p below which x_obs is said not to be as predicted."""
+DOUBTFUL, WRONG = 0.05, 0.01
+"""p below which it is doubtful that x_obs is as predicted, and below which it is said not to be."""
 
 FEWEST = 100
 """Replicates below which nothing is said."""
@@ -52,9 +52,9 @@ class Predicted:
         return min(1.0, len(self.checks) * min(check.value for check in self.checks))
 
     @property
-    def passed(self) -> bool:
-        """Whether x_obs lies where it was predicted."""
-        return self.p >= LEVEL
+    def passed(self) -> bool | None:
+        """Whether x_obs lies where it was predicted; `None` if that is doubtful."""
+        return True if self.p >= DOUBTFUL else False if self.p < WRONG else None
 
     @property
     def verdict(self) -> str:
@@ -62,8 +62,9 @@ class Predicted:
         worst = min(self.checks, key=lambda check: check.value)
         outside = int(((self.observed < self.bands[0]) | (self.observed > self.bands[-1])).sum())
         bands = f"{outside} of {len(self.names)} outside their 95% band"
-        said = "passed: x_obs lies among" if self.passed else "NOT as predicted by"
-        return f"{said} {self.replicates:,} replicates, p = {self.p:.2g} ({worst.name}: {worst.text}); {bands}"
+        said = {True: "passed: x_obs lies among", None: "doubtful: x_obs against", False: "NOT as predicted by"}
+        found = f"p = {self.p:.2g} ({worst.name}: {worst.text}); {bands}"
+        return f"{said[self.passed]} {self.replicates:,} replicates, {found}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a file."""
@@ -86,8 +87,9 @@ def replicate(simulator: Simulator, theta: Tensor, x_obs: Tensor, *, seed: int) 
     of a single observation (what stands for them if they are many, see `features_of`); of a set, the mean and standard
     deviation of each, and of class labels how often each came. All of them together take the three tests of `Crowd`:
     the most extreme one, the distance from the mean and the distance from other replicates, in whitened units, which
-    see what no statistic shows by itself. The posterior has seen x_obs, so p is nearer to 1 than a uniform number: few
-    alarms are false, and small faults stay unseen.
+    see what no statistic shows by itself. A right posterior is called doubtful once in twenty times at most. Where it
+    has learned a statistic from x_obs, p is nearer to 1 than a uniform number: fewer alarms are false, but faults that
+    another theta makes up for stay unseen.
 
     Args:
         simulator: draws the replicates.
@@ -112,7 +114,7 @@ def replicate(simulator: Simulator, theta: Tensor, x_obs: Tensor, *, seed: int) 
             raise InputError(f"{len(found)} of {len(theta)} replicates are finite, expected at least {FEWEST}.")
         observed = _statistics(x_obs[None], labels)
         names = _names(event, n, labels)
-        p = Crowd.of(found).probabilities(observed)
+        p = Crowd.of(found).probabilities(observed, near=False)  # the posterior has seen x_obs
     checks = tuple(_judged(test, float(p[test])) for test in TESTS)
     bands = torch.quantile(found, torch.tensor(QUANTILES, dtype=torch.float64), dim=0)
     alike = labels is not None or (n == 1 and math.prod(event) <= WIDEST)
@@ -136,6 +138,5 @@ def _names(event: tuple[int, ...], n: int, labels: int | None) -> tuple[str, ...
 
 
 def _judged(test: str, p: float) -> Check:
-    level = LEVEL / len(TESTS)
-    what = {"columns": "any statistic", "distance": "the whole", "neighbours": "the nearest others"}[test]
-    return Check(test, "", p, (level, 1.0), p >= level, f"{what} so far out in {p:.2g} of replicates")
+    what = {"columns": "any statistic", "distance": "all together", "neighbours": "the nearest others"}[test]
+    return Check(test, "", p, (WRONG / len(TESTS), 1.0), p >= WRONG / len(TESTS), f"{what} so far out in {p:.2g}")
