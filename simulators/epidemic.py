@@ -168,7 +168,7 @@ class Epidemic(Simulator):
         The latter is diagonal, E[n_i] / beta^2 and E[n_c] / gamma^2. As (*, 2, 2).
         """
         if latent:
-            known = self._by_rows(self._expected, theta, torch.zeros(self.x_shape), design)
+            known = self._by_rows(self._expected, theta, torch.zeros(len(self.times)), design)
             return (known / theta.to(torch.float64) ** 2).diag_embed()
         values = self.population + 1 - (self.infected if self.observed == "incidence" else 0)
         if values ** len(self.times) > OUTCOMES:

@@ -64,7 +64,8 @@ class Filter:
         T is 1, or 3 with `slopes`: then the derivatives of all probabilities by beta and by gamma follow.
         """
         p = torch.zeros((3 if slopes else 1, rows, *self.shape), dtype=torch.float64)
-        p[(0, slice(None), 0, -1, self.infected, *[0] * (self.stages - 1))] = 1.0
+        begin: tuple[int | slice, ...] = (0, slice(None), 0, -1, self.infected, *[0] * (self.stages - 1))
+        p[begin] = 1.0
         return p
 
     def wait(self, p: Tensor, beta: Tensor, gamma: Tensor, days: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class Filter:
         count = torch.arange(math.ceil(most + 8 * math.sqrt(most) + 20), dtype=torch.float64)
         weights = (torch.special.xlogy(count, mean) - mean - torch.lgamma(count + 1)).exp()
         moves = self._moves(beta, gamma, fastest)
-        stay = 1 - sum(rate * chance for chance, rate, _, _ in moves)
+        stay = 1 - torch.stack(torch.broadcast_tensors(*(rate * chance for chance, rate, _, _ in moves))).sum(0)
         for _ in range(parts):
             total = self.lift(weights[:, 0]) * p
             for n in range(1, len(count)):

@@ -63,7 +63,7 @@ class Predicted:
         outside = int(((self.observed < self.bands[0]) | (self.observed > self.bands[-1])).sum())
         bands = f"{outside} of {len(self.names)} outside their 95% band"
         said = {True: "passed: x_obs lies among", None: "doubtful: x_obs against", False: "NOT as predicted by"}
-        found = f"p = {self.p:.2g} ({worst.name}: {worst.text}); {bands}"
+        found = f"p = {self.p:.2g} ({worst.text}); {bands}"
         return f"{said[self.passed]} {self.replicates:,} replicates, {found}"
 
     def to_json(self) -> dict[str, Any]:
@@ -138,5 +138,10 @@ def _names(event: tuple[int, ...], n: int, labels: int | None) -> tuple[str, ...
 
 
 def _judged(test: str, p: float) -> Check:
-    what = {"columns": "any statistic", "distance": "all together", "neighbours": "the nearest others"}[test]
-    return Check(test, "", p, (WRONG / len(TESTS), 1.0), p >= WRONG / len(TESTS), f"{what} so far out in {p:.2g}")
+    what = {
+        "columns": "have a statistic so far out",
+        "distance": "lie so far from their mean",
+        "neighbours": "lie so far from their neighbours",
+    }
+    level = WRONG / len(TESTS)
+    return Check(test, "", p, (level, 1.0), p >= level, f"{p:.2g} of them {what[test]}")
