@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-ALARMS = ("NOT", "contradicts", "DISAGREE", "FAILED", "too few draws", "too coarse")
+ALARMS = ("NOT", "doubtful", "contradicts", "DISAGREE", "FAILED", "too few draws", "too coarse")
 """Words of a verdict that say something is wrong."""
 
 STYLE = """

@@ -121,6 +121,24 @@ def _diagnosis(results: Results) -> Iterator[str]:
     yield page.section("Posteriors of simulations whose theta is known", f"{said}{page.side_by_side(figures)}{details}")
 
 
+def _predicted(results: Results) -> Iterator[str]:
+    found = results.predicted
+    if found is None:
+        return
+    caption = "What was observed, and the bands that hold 68% and 95% of what the posterior predicts."
+    if not found.alike:
+        caption += " Each statistic from the median of its predictions, in units of their 68% band."
+    wide = (8.4, 4.2) if len(found.names) > 4 else None
+    figure = page.figure(partial(plots.predictive, found), caption, wide)
+    rows = [[escape(check.name), WORDS[check.passed], page.escaped(check.text)] for check in found.checks]
+    said = f'<p class="verdict">{page.verdict(found.verdict)}</p>'
+    table = page.table(["test", "verdict", "found"], rows)
+    yield page.section(
+        "Does the posterior predict what was observed?",
+        f'{said}<div class="single">{figure}</div><details><summary>All tests</summary>{table}</details>',
+    )
+
+
 def _unchecked(results: Results) -> Iterator[str]:
     unchecked = [f"{line}{MEANING.get(line.split(':')[0], '')}" for line in results.unchecked()]
     text = page.bullets(unchecked) if unchecked else "<p>Nothing that this program knows how to check.</p>"
@@ -205,6 +223,7 @@ SECTIONS: tuple[Callable[[Results], Iterator[str]], ...] = (
     _posterior,
     _limits,
     _numbers,
+    _predicted,
     _diagnosis,
     _unchecked,
     _world,

@@ -143,6 +143,7 @@ class Results:
         x_obs: observations (n, *event).
         ratios: learned against exact log ratios.
         diagnosis: of the posteriors (see `diagnose`).
+        predicted: replicates of the observation (see `replicate`).
         limits: confidence sets by the name of the parameter (see `limits`).
         seconds: by stage.
         notes: sentences that a careful reader should know.
@@ -163,6 +164,7 @@ class Results:
     x_obs: Tensor | None = None
     ratios: LogRatios | None = None
     diagnosis: Any = None
+    predicted: Any = None
     limits: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -209,6 +211,7 @@ class Results:
             "flags": [*flags, *training.get("flags", []), *self.notes],
             "limits": {name: found.summary() for name, found in self.limits.items()},
             "diagnosis": "unchecked" if self.diagnosis is None else self.diagnosis.to_json(),
+            "posterior_predictive": "unchecked" if self.predicted is None else self.predicted.to_json(),
             "gold_check": "unchecked" if self.gold is None else self.gold,
             "training": training,
             "seed": self.seed,

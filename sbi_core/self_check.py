@@ -1,4 +1,4 @@
-"""Whether a run's posteriors are true: `diagnose`, within what simulating more may cost."""
+"""Whether a run's posteriors are true, and predict what was observed, within what simulating more may cost."""
 
 import copy
 import math
@@ -6,19 +6,33 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.distributions import Distribution
 
 from sbi_core.campaign import simulate
 from sbi_core.errors import InputError
+from sbi_core.events import Events
 from sbi_core.inference import diagnose
+from sbi_core.inference.checks.replicates import FEWEST, replicate
 from sbi_core.results import Results
+from sbi_core.seeding import derived_seed, seeded
 from sbi_core.simulator import Simulator
+
+PREDICTIVE = "posterior predictive"
+"""The check that says whether the posterior predicts what was observed."""
 
 
 def with_checks(
-    results: Results, estimator: Any, prior: Distribution, *, iid: bool, pairs: int, time_limit: float
+    results: Results,
+    estimator: Any,
+    prior: Distribution,
+    *,
+    iid: bool,
+    pairs: int,
+    time_limit: float,
+    replicates: int = 0,
 ) -> Results:
-    """The results with a diagnosis, and the verdict on coverage in their posterior.
+    """The results with a diagnosis and with replicates of the observation, and both verdicts in their posterior.
 
     Args:
         results: with a posterior, and the simulator if there is one.
@@ -26,8 +40,16 @@ def with_checks(
         prior: of theta, event shape (D,).
         iid: whether sets as large as the observation are checked.
         pairs: of theta and x, or of theta and sets; 0 for none.
-        time_limit: seconds; what would take longer stays unchecked, and says so.
+        time_limit: seconds for each of the two; what would take longer stays unchecked, and says so.
+        replicates: simulated copies of the observation, fewer if these take longer; 0 for none.
     """
+    results = _diagnosed(results, estimator, prior, iid=iid, pairs=pairs, time_limit=time_limit)
+    return _replicated(results, replicates, time_limit)
+
+
+def _diagnosed(
+    results: Results, estimator: Any, prior: Distribution, *, iid: bool, pairs: int, time_limit: float
+) -> Results:
     world, posterior = results.simulator, results.posterior
     if not pairs:
         return _unchecked(results, "checks.pairs is 0")
@@ -45,9 +67,36 @@ def with_checks(
     return replace(results, posterior=found.annotate(posterior), diagnosis=found)
 
 
-def _unchecked(results: Results, why: str) -> Results:
+def _replicated(results: Results, replicates: int, time_limit: float) -> Results:
+    """The results with a posterior predictive check."""
+    world, posterior, x_obs = results.simulator, results.posterior, results.x_obs
+    if not replicates:
+        return _unchecked(results, "checks.replicates is 0", PREDICTIVE)
+    if world is None or x_obs is None:
+        return _unchecked(results, "it takes fresh simulations, and there is no simulator", PREDICTIVE)
+    if (len(x_obs) == 1 and world.categories is not None) or isinstance(world, Events):
+        return _unchecked(results, "replicates are compared of numbers, and of sets of labels", PREDICTIVE)
+    needed = _seconds(world, posterior, FEWEST * len(x_obs), results.seed)
+    if needed > time_limit:
+        return _unchecked(results, f"{FEWEST} replicates would take about {needed:.0f} s; see checks", PREDICTIVE)
+    count = min(replicates, max(FEWEST, int(FEWEST * time_limit / max(needed, 1e-9))))
+    seed = derived_seed(results.seed or 0, 2**22)
+    with seeded(seed):
+        theta = posterior.sample(torch.Size([count])).double()
+    try:
+        found = replicate(world, theta, x_obs, seed=seed)
+    except InputError as error:
+        return _unchecked(results, str(error), PREDICTIVE)
+    posterior = copy.copy(posterior)
+    posterior.verdicts = {**posterior.verdicts, PREDICTIVE: found.verdict}
+    if not found.passed:
+        posterior.flags = (*posterior.flags, f"the posterior does not predict x_obs: {found.verdict}")
+    return replace(results, posterior=posterior, predicted=found)
+
+
+def _unchecked(results: Results, why: str, check: str = "coverage") -> Results:
     posterior = copy.copy(results.posterior)
-    posterior.verdicts = {**posterior.verdicts, "coverage": f"unchecked: {why}"}
+    posterior.verdicts = {**posterior.verdicts, check: f"unchecked: {why}"}
     return replace(results, posterior=posterior)
 
 

@@ -91,6 +91,7 @@ _RUN: dict[str, Rule] = {
     "limits.toys": _whole(100),
     "limits.time_limit": _SECONDS,
     "checks.pairs": (lambda value: type(value) is int and (value == 0 or value >= 100), "0, or at least 100"),
+    "checks.replicates": (lambda value: type(value) is int and (value == 0 or value >= 100), "0, or at least 100"),
     "checks.time_limit": _SECONDS,
     "training.invalid": (lambda value: value in ("error", "drop"), "error or drop"),
 }

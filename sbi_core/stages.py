@@ -94,8 +94,9 @@ def run_stages(job: Job) -> Results:
         if job.plain["limits"]["method"]:
             with _timed("limits", clock):
                 results = with_limits(results, estimator, iid=job.plain["iid"], **job.plain["limits"])
-        with _timed("check posteriors", clock, quiet=not job.plain["checks"]["pairs"]):
-            results = with_checks(results, estimator, prior, iid=job.plain["iid"], **job.plain["checks"])
+        asked = job.plain["checks"]
+        with _timed("check posteriors", clock, quiet=not (asked["pairs"] or asked.get("replicates"))):
+            results = with_checks(results, estimator, prior, iid=job.plain["iid"], **asked)
     with _timed("report", clock):
         from sbi_core.report import write_report  # loads matplotlib
 

@@ -5,6 +5,7 @@ from sbi_core.simulators.bernoulli_glm import BernoulliGLM
 from sbi_core.simulators.command_simulator import CommandSimulator
 from sbi_core.simulators.contact_interaction import ContactInteraction
 from sbi_core.simulators.death_process import DeathProcess
+from sbi_core.simulators.epidemic import Epidemic
 from sbi_core.simulators.event_files import StoredEvents, read_madminer
 from sbi_core.simulators.galton_board import GaltonBoard
 from sbi_core.simulators.lhe_files import Particles, read_lhe, write_lhe
@@ -25,6 +26,7 @@ __all__ = [
     "CommandSimulator",
     "ContactInteraction",
     "DeathProcess",
+    "Epidemic",
     "GaltonBoard",
     "LinearGaussian",
     "Monomials",

@@ -110,7 +110,7 @@ def test_report_is_self_contained(finished: Path) -> None:
     html = (finished / "report.html").read_text()
     assert "<script" not in html
     assert re.findall(r'(?:src|href)="(?!data:)', html) == []
-    assert html.count("<img") == html.count("data:image/svg+xml;base64,") == 8
+    assert html.count("<img") == html.count("data:image/svg+xml;base64,") == 9
     titles = ["Posterior", "Every number with its verdict", "What was not checked", "The world", "Gold check"]
     assert [title for title in [*titles, "Learning"] if f"<h2>{title}</h2>" not in html] == []
 

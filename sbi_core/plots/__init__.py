@@ -1,6 +1,6 @@
 """Pictures, with matplotlib. Every function draws on `axes` (new ones if none are given) and returns them."""
 
-from sbi_core.plots.checks import closure, coverage, ranks
+from sbi_core.plots.checks import closure, coverage, predictive, ranks
 from sbi_core.plots.design import gain_curve, gain_curves, gain_map, gains_by_round, shrinking, widths_by_round
 from sbi_core.plots.limits import coverage_map, neyman_belt, profile, ratio_calibration, region
 from sbi_core.plots.posteriors import corner, posterior_1d, posterior_2d
@@ -31,6 +31,7 @@ __all__ = [
     "observation",
     "posterior_1d",
     "posterior_2d",
+    "predictive",
     "profile",
     "ranks",
     "ratio_calibration",

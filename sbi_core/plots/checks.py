@@ -1,4 +1,4 @@
-"""Pictures of checks: ranks, coverage and ratio closure, each with the band that nothing wrong stays in."""
+"""Pictures of checks: ranks, coverage, ratio closure, predictions, each with the band that nothing wrong stays in."""
 
 from typing import Any
 
@@ -45,6 +45,39 @@ def closure(diagnosis: Any, *, axes: Any = None) -> Any:
     axes.plot([0, 1], [0, 1], color="black", lw=0.9, ls=(0, (4, 3)))
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="false positives", ylabel="true positives")
     axes.legend(loc="upper left")
+    return axes
+
+
+def predictive(predicted: Any, *, axes: Any = None) -> Any:
+    """Draw what was observed over the bands of what the posterior predicts (68% and 95%); orange-red outside of 95%.
+
+    Statistics that are no numbers of one kind are shown from the median of their predictions, in units of half the 68%
+    band.
+    """
+    axes = on(axes)
+    observed, bands = predicted.observed.numpy(), predicted.bands.numpy()
+    if not predicted.alike:
+        unit = (bands[3] - bands[1]) / 2
+        unit = np.where(unit > 0, unit, np.where(bands[4] > bands[0], (bands[4] - bands[0]) / 4, 1.0))
+        observed, bands = (observed - bands[2]) / unit, (bands - bands[2]) / unit
+    place = np.arange(len(observed))
+    edges, many = np.append(place, len(place)) - 0.5, len(place) > 60
+    for low, high, alpha, label in ((0, 4, 0.16, "95% of predictions"), (1, 3, 0.34, "68%")):
+        axes.stairs(bands[high], edges, baseline=bands[low], fill=True, color=BLUE, alpha=alpha, lw=0, label=label)
+    axes.hlines(bands[2], edges[:-1], edges[1:], color=BLUE, lw=1.4)
+    inside = (observed >= bands[0]) & (observed <= bands[4])
+    size = 2.5 if many else 5
+    axes.plot(place[inside], observed[inside], "o", color="black", ms=size, label="observed")
+    if not inside.all():
+        axes.plot(place[~inside], observed[~inside], "o", color=VERMILION, ms=size, label="observed, outside")
+    if len(place) <= 8 and not predicted.alike:
+        axes.set_xticks(place, predicted.names, rotation=20, ha="right")
+    else:
+        axes.set_xlabel("statistic" if not predicted.alike else predicted.names[0].split()[0])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylabel("predicted and observed" if predicted.alike else "from the median, in half 68% bands")
+    axes.legend(loc="best")
     return axes
 
 

@@ -82,15 +82,20 @@ class Crowd:
         left = (unit.square().sum(1) - (unit @ basis).square().sum(1)).clamp(min=0.0)
         return unit @ whitening, left / self.state["rest"]
 
-    def probabilities(self, columns: Tensor) -> dict[str, Tensor]:
-        """P-values of columns (N, C), test -> (N,); NaN where too few rows are known."""
+    def probabilities(self, columns: Tensor, *, near: bool = True) -> dict[str, Tensor]:
+        """P-values of columns (N, C), test -> (N,); NaN where too few rows are known.
+
+        Without `near`, a distance from the mean that is too small is nothing strange.
+        """
         if int(self.state["rows"]) < 4 * FEWEST:
             return {name: torch.full((len(columns),), torch.nan) for name in TESTS}
         worst = (2 * columns.shape[1] * self._tails(columns).amin(1)).clamp(max=1.0)
-        far, near = self._distances(columns)
+        far, apart = self._distances(columns)
         known = self.state["distances"]
-        least = torch.minimum(_rank(known[0], far), _rank(-known[0].flip(0), -far))
-        return dict(zip(TESTS, (worst, (2 * least).clamp(max=1.0), _rank(known[1], near)), strict=True))
+        distance = _rank(known[0], far)
+        if near:
+            distance = (2 * torch.minimum(distance, _rank(-known[0].flip(0), -far))).clamp(max=1.0)
+        return dict(zip(TESTS, (worst, distance, _rank(known[1], apart)), strict=True))
 
     def check(
         self, columns: Tensor, names: Sequence[str], level: float, *, what: str = "row", tests: Sequence[str] = TESTS
