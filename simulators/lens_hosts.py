@@ -21,6 +21,7 @@ TOP = 0.01
 """Mass of the heaviest subhalo over that of its host."""
 
 _NODES, _REACH = 64, 7.0  # of an average over hosts along each axis; standard deviations that count
+_POINTS = 512  # of light along each side of an image
 _FIXED = {"sigma_v": SIGMA_V[0], "z_l": 10 ** LOG_Z[0]}
 _PRESETS: dict[str, dict[str, Any]] = {
     "full": {"m_min": 1e7, "n_pixels": 64, "pixel_size": 0.1, "oversampling": 1},
@@ -84,10 +85,11 @@ def choose(
         chosen["offset"] = tuple(map(float, chosen["offset"]))
         if len(chosen["offset"]) != 2:
             raise InputError(f"StrongLensing: offset = {chosen['offset']}, expected two coordinates in arcsec.")
-    if chosen.get("n_pixels", 0) * chosen.get("oversampling", 0) % 2:
+    points = chosen.get("n_pixels", 2) * chosen.get("oversampling", 1)
+    if points % 2 or points > _POINTS:
         raise InputError(
-            f"StrongLensing: n_pixels = {chosen['n_pixels']} times oversampling = {chosen['oversampling']} is odd, and "
-            "a point would lie on the centre of the lens. Make it even."
+            f"StrongLensing: n_pixels = {chosen['n_pixels']} times oversampling = {chosen['oversampling']} is "
+            f"{points}, expected an even number, so that no point lies on the centre of the lens, up to {_POINTS}."
         )
     return chosen
 

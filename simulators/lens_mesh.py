@@ -48,7 +48,7 @@ class Mesh:
     @property
     def reach(self) -> float:
         """Largest coordinate in arcsec that the mesh can hold."""
-        return ((self.nodes - 1) / 2 - 1) * self.step
+        return ((self.nodes - 1) / 2 - 1.001) * self.step
 
     @property
     def radii(self) -> Tensor:

@@ -27,9 +27,9 @@ class StrongLensing(Simulator):
 
     theta = (f_sub, beta): the share of the halo's mass in subhalos, and their law dn / d ln m ~ m^beta. A lens:
 
-    - Host: redshift z_l = 10^N(-.25, .25), at most 1; velocity dispersion sigma_v ~ N(225, 50) km/s; NFW halo of mass
-      M = 10^12.09 (sigma_v / 100)^3.48 and a singular isothermal sphere with Einstein radius theta_E = 4 pi
-      (sigma_v / c)^2 D_ls / D_s. Source at redshift 1.5, its offset N(0, .2) arcsec along each axis.
+    - Host: redshift z_l = 10^N(-.25, .25), at most 1; velocity dispersion sigma_v ~ N(225, 50) km/s, at least 50; NFW
+      halo of mass M = 10^12.09 (sigma_v / 100)^3.48 and a singular isothermal sphere with Einstein radius theta_E =
+      4 pi (sigma_v / c)^2 D_ls / D_s. Source at redshift 1.5, its offset N(0, .2) arcsec along each axis.
     - Subhalos in the disk of two theta_E, which holds the mass w M of the host: n ~ Poisson(lambda), uniform places,
       masses from m^(beta - 1) between m_min and .01 M, lambda = w f_sub M J_0 / J_1 (`subhalos`), J_1 from
       m_calibration on. Each is an untruncated NFW deflector at z_l (`lens_deflection`).
@@ -41,9 +41,9 @@ class StrongLensing(Simulator):
 
     | preset | masses from | host | x |
     |---|---|---|---|
-    | full | 1e7 | drawn | 64 x 64 pixels of .1 arcsec |
-    | mini | 1e9 | sigma_v = 225, z_l = 10^-.25 | 32 x 32 pixels of .2 arcsec, four points of light in each |
-    | catalogue | 1e8 | the same | log10 of measured masses, zeros behind; exact likelihood (`subhalo_catalogue`) |
+    | full | 1e7 | drawn | image of 64 x 64 pixels of .1 arcsec |
+    | mini | 1e9 | fixed: sigma_v = 225, z_l = 10^-.25 | image of 32 x 32 pixels of .2 arcsec, of four points each |
+    | catalogue | 1e8 | fixed | log10 of measured masses, zeros behind; exact likelihood (`subhalo_catalogue`) |
 
     What the code of arXiv:1909.02005 does otherwise, `conventions="paper2019"`:
 
@@ -176,15 +176,16 @@ class StrongLensing(Simulator):
 
     def expected_subhalos(self, theta: Tensor, host: Host) -> Tensor:
         """lambda (M,) at theta (M, 2) or (2,), for hosts (M,)."""
-        return self._masses.log_expected(theta, *self._limits(host)).exp()
+        return self._masses.log_expected(theta.to(torch.float64), *self._limits(host)).exp()
 
     def draw_hosts(self, n: int, generator: torch.Generator) -> Host:
         """Draw n lens galaxies and the places of their sources, (n,) each."""
         return draw_hosts(n, generator, self.sigma_v, self.z_l, self.offset)
 
     def draw_subhalos(self, theta: Tensor, host: Host, generator: torch.Generator) -> Subhalos:
-        """Draw the subhalos of hosts (M,) at theta (M, 2)."""
+        """Draw the subhalos of hosts (M,) at theta (M, 2) or (2,)."""
         region, _ = self._limits(host)
+        theta = theta.to(torch.float64).expand(len(host), 2)
         subhalos = self._draw_once(theta, host, generator)
         if not self._published:
             return subhalos
@@ -205,9 +206,12 @@ class StrongLensing(Simulator):
         return Subhalos(lens, mass, radius * turn.cos(), radius * turn.sin())
 
     def expected_image(self, host: Host, subhalos: Subhalos) -> Tensor:
-        """Expected counts (M, P, P), float32, of hosts (M,) with these subhalos: what an image is without noise."""
+        """Expected counts (M, P, P), float32, of hosts (M,) with these subhalos: an image without noise."""
         if self.is_exact:
             raise InputError("StrongLensing: preset 'catalogue' makes no images. Use preset 'mini' or 'full'.")
+        if len(subhalos) and not 0 <= int(subhalos.lens.min()) <= int(subhalos.lens.max()) < len(host):
+            ends = f"{int(subhalos.lens.min())} to {int(subhalos.lens.max())}"
+            raise InputError(f"subhalos belong to lenses {ends}, expected 0 to {len(host) - 1}, as many as hosts.")
         return torch.cat([self._camera.expected(light) for light in self._light(host, subhalos)])
 
     def draw(self, axes: Any, simulations: Simulations) -> None:

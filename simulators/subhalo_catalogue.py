@@ -10,7 +10,7 @@ process with intensity per dex
     mu(y) = lambda times the integral of p(m | beta) eps(m) N(y; l, error) over l,   Lambda = integral of mu,
 
 so that the probability density of n masses in the order they were found is exp(-Lambda) / n! times the product of mu.
-Integrals are Gauss and Legendre's in panels narrower than anything in them.
+Integrals are Gauss and Legendre's in panels of three times the error or the width, whichever is less.
 """
 
 import math
@@ -66,7 +66,8 @@ class Catalogue:
 
     def efficiency(self, log10_mass: Tensor) -> Tensor:
         """Probability (*) that a subhalo is found, at log10 of its mass (*)."""
-        return torch.special.log_ndtr((log10_mass - math.log10(self.m_half)) / self.width).exp()  # ndtr is 0 early
+        away = (log10_mass - math.log10(self.m_half)) / self.width
+        return torch.special.log_ndtr(away).exp()  # ndtr itself is 0 below -8.3
 
     def sample(self, subhalos: Subhalos, rows: int, generator: torch.Generator) -> Tensor:
         """Draw catalogues x (rows, n_max), log10 of measured masses and zeros behind them, float64."""

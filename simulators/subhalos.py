@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sbi_core.errors import InputError
+
 _SMALL = 0.1
 _LOG_SINHC = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250)
 """Series of ln(sinh u / u) in powers of u^2."""
@@ -135,19 +137,34 @@ class MassFunction:
 
 @dataclass(frozen=True)
 class Subhalos:
-    """Subhalos of several lenses in one list.
+    """Subhalos of several lenses in one list; lists of numbers will do.
 
     Attributes:
         lens: number of the lens that each belongs to, (S,), int64.
-        mass: in solar masses, (S,).
-        x: in arcsec from the centre of the lens, (S,).
-        y: the other coordinate, (S,).
+        mass: in solar masses, (S,), float64.
+        x: in arcsec from the centre of the lens, (S,), float64.
+        y: the other coordinate, (S,), float64.
+
+    Raises:
+        InputError: if the lists differ in length.
+
+    Example:
+        >>> Subhalos(lens=[0, 0], mass=[1e9, 3e8], x=[0.7, 0.0], y=[0.0, -0.7])[:1].mass
+        tensor([1.0000e+09], dtype=torch.float64)
     """
 
     lens: Tensor
     mass: Tensor
     x: Tensor
     y: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("lens", "mass", "x", "y"):
+            kind = torch.int64 if name == "lens" else torch.float64
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name), dtype=kind))
+        shapes = [tuple(column.shape) for column in (self.lens, self.mass, self.x, self.y)]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+            raise InputError(f"Subhalos: lens, mass, x and y have shapes {shapes}, expected (S,) of one length S.")
 
     def __len__(self) -> int:
         return len(self.mass)

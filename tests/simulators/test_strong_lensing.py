@@ -8,7 +8,7 @@ import pytest
 import torch
 from measures import z_of_mean
 
-from sbi_core import InputError, MissingGold, Store, UniformPrior, check_gold, joint_score, simulate
+from sbi_core import Events, InputError, MissingGold, Store, UniformPrior, check_gold, joint_score, simulate
 from sbi_core.simulators import StrongLensing
 from sbi_core.simulators.lens_cosmology import Host
 from sbi_core.simulators.subhalos import Subhalos
@@ -232,7 +232,8 @@ def test_unsorted_subhalos_make_the_same_images():
         ({"m_calibration": -1.0}, "m_calibration = -1.0, expected"),
         ({"z_l": 1.5}, r"z_l = 1.5, expected 0.01 to 1 \(the source is at 1.5\)"),
         ({"sigma_v": 20.0}, "sigma_v = 20.0, expected 50 to 500 km/s"),
-        ({"n_pixels": 33}, "is odd, and a point would lie on the centre"),
+        ({"n_pixels": 33}, "n_pixels = 33 times oversampling = 1 is 33, expected an even number"),
+        ({"oversampling": 10}, "n_pixels = 64 times oversampling = 10 is 640, expected .* up to 512"),
         ({"n_pixels": 32.5}, "n_pixels = 32.5, expected a whole number"),
         ({"oversampling": 0}, "oversampling = 0, expected 1 to 16"),
         ({"offset": (0.1,)}, r"offset = \(0.1,\), expected two coordinates"),
@@ -244,6 +245,21 @@ def test_unsorted_subhalos_make_the_same_images():
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(InputError, match=f"StrongLensing: .*{message}"):
         StrongLensing(**options)
+
+
+def test_population_of_lenses_is_a_run_of_events():
+    world = Events(StrongLensing("mini", n_pixels=8), 5)
+    runs = simulate(world, 10, seed=1, proposal=FIDUCIAL, progress=False)
+    assert runs.x.shape == (10, 5, 8, 8)
+    each = MINI.log_joint(runs.theta.repeat_interleave(5, 0), None, runs.z[..., :6].reshape(50, 6), None)
+    assert torch.allclose(world.log_joint(runs.theta, runs.x, runs.z, None), each.reshape(10, 5).sum(1), atol=1e-9)
+
+
+def test_subhalos_of_hosts_that_are_not_there():
+    with pytest.raises(InputError, match="subhalos belong to lenses 0 to 3, expected 0 to 0, as many as hosts"):
+        MINI.expected_image(HOST, Subhalos([0, 3], [1e9, 1e9], [0.1, 0.2], [0.0, 0.0]))
+    none = MINI.expected_image(HOST, Subhalos([], [], [], []))
+    assert none.shape == (1, 32, 32) and bool((none > 0).all())
 
 
 def test_what_images_do_not_know():

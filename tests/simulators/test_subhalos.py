@@ -6,6 +6,7 @@ from measures import z_of_mean
 from scipy.integrate import quad
 from scipy.stats import kstest
 
+from sbi_core import InputError
 from sbi_core.simulators.lens_cosmology import Host
 from sbi_core.simulators.subhalos import (
     MassFunction,
@@ -181,3 +182,10 @@ def test_list_of_subhalos():
     last = ordered.between(1, 3)
     assert last.lens.tolist() == [0, 1, 1] and last.mass.tolist() == [4, 1, 3]
     assert some[some.mass < 3].joined(last).lens.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_lists_of_different_length_are_refused():
+    with pytest.raises(InputError, match=r"Subhalos: lens, mass, x and y have shapes .*, expected \(S,\)"):
+        Subhalos([0, 0], [1e9], [0.0, 0.1], [0.0, 0.1])
+    with pytest.raises(InputError, match="expected"):
+        Subhalos(0, 1e9, 0.0, 0.0)
