@@ -51,8 +51,8 @@ FIDUCIAL = at(0.05, -0.9)
 #
 # One host, with a velocity dispersion of 225 km/s at redshift 0.56, and a source behind it, a little off the axis. The
 # image has 64 by 64 pixels of 0.1 arcsec, and the counts of half an hour with a space telescope. The same lens three
-# times: smooth, with one heavy subhalo on the ring, and with a population drawn at $f_\mathrm{sub} = 0.05$, $\beta = -0.9$.
-# Below, what the subhalos changed, in units of the Poisson noise of a pixel.
+# times: smooth, with one heavy subhalo on the ring, and with a population drawn at $f_\mathrm{sub} = 0.05$ and
+# $\beta = -0.9$. Below, what the subhalos changed, in units of the Poisson noise of a pixel.
 
 # %% tags=["figure:lensing"]
 sharp = StrongLensing(sigma_v=225, z_l=10**-0.25, offset=(0.12, -0.06))
