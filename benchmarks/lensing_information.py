@@ -152,7 +152,7 @@ def cell(asked: argparse.Namespace) -> dict[str, Any]:
     network |= {"pooled": []} if asked.scale == "pixel" else {}
     loss = getattr(sbi_core.estimators, asked.loss)
     loss = partial(loss, alpha=asked.alpha) if asked.alpha is not None else loss
-    head = RatioEstimator.from_data(data, embedding=network, hidden=asked.hidden)
+    head = RatioEstimator.from_data(data, embedding=network, hidden=asked.hidden, edges=asked.edges)
     started = time.process_time()
     options = {"batch_size": 128, "learning_rate": 1e-3, "max_epochs": asked.epochs, "progress": False}
     run = fit(head, loss, data, simulator=LENSES, seed=asked.seed, gold_check=False, **options)
@@ -173,13 +173,14 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--simulations", type=int, default=20_000)
-    options.add_argument("--epochs", type=int, default=25)
-    options.add_argument("--loss", default="nre_gold")
+    options.add_argument("--epochs", type=int, default=40)
+    options.add_argument("--loss", default="alices")
     options.add_argument("--alpha", type=float, default=None)
     options.add_argument("--network", default="cnn")
-    options.add_argument("--hidden", type=int, nargs="*", default=[32, 32])
+    options.add_argument("--hidden", type=int, nargs="*", default=[32, 32, 32])
     options.add_argument("--symmetry", default="dihedral")
     options.add_argument("--scale", choices=("pixel", "image"), default="pixel")
+    options.add_argument("--edges", action=argparse.BooleanOptionalAction, default=True)
     options.add_argument("--table", action="store_true")
     asked = options.parse_args()
     if not asked.table:

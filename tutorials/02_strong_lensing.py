@@ -130,7 +130,7 @@ assert single[1e8] < single[1e9] < single[1e10] and single[1e10] > 10
 
 # %%
 lenses = StrongLensing("mini")
-n_images = 1500 if FAST else 20_000
+n_images = 1000 if FAST else 20_000
 data = simulate(lenses, n_images, seed=1, progress=False)
 check = check_gold(lenses, data)
 print(check.verdict)
@@ -149,7 +149,7 @@ print("saboteur:", wrong.verdict)
 assert not wrong.passed
 
 # %%
-n_fiducial = 2000 if FAST else 10_000
+n_fiducial = 1000 if FAST else 10_000
 fiducial = simulate(lenses, n_fiducial, proposal=FIDUCIAL, seed=2, progress=False)
 t = joint_score(lenses, fiducial)
 count = fiducial.z[:, 0]
@@ -196,7 +196,7 @@ assert (z.abs() < 4).all()
 
 # %%
 network = {"name": "cnn", "symmetry": "dihedral", "copies": 1, "pooled": []}
-head = RatioEstimator.from_data(data, embedding=network, hidden=[32, 32, 32])
+head = RatioEstimator.from_data(data, embedding=network, hidden=[32, 32, 32], edges=True)
 print(f"{sum(weight.numel() for weight in head.parameters()):,} weights")
 run = fit(
     head,
@@ -206,7 +206,7 @@ run = fit(
     seed=1,
     batch_size=128,
     learning_rate=1e-3,
-    max_epochs=3 if FAST else 40,
+    max_epochs=2 if FAST else 40,
     gold_check=False,
     progress=False,
 )
@@ -315,7 +315,7 @@ for k, axis in enumerate(lenses.parameters):
 # populations, which is the harder test.
 
 # %%
-pairs, sets, size = (100, 100, 10) if FAST else (300, 100, 100)
+pairs, sets, size = (100, 100, 3) if FAST else (300, 100, 100)
 alone = diagnose(learned, lenses, n=pairs, seed=3, progress=False)
 together = diagnose(learned, lenses, n=sets, iid=size, seed=4, progress=False)
 
