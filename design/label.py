@@ -12,7 +12,7 @@ from sbi_core.columns import to_column
 from sbi_core.design.choice import as_candidates
 from sbi_core.design.explore import Explored
 from sbi_core.errors import InputError
-from sbi_core.estimators.losses import Loss, function_of
+from sbi_core.estimators.losses import Loss, columns_of
 from sbi_core.gold import joint_log_ratio, joint_score
 from sbi_core.seeding import derived_seed, seeded
 from sbi_core.simulations import Simulations
@@ -63,7 +63,7 @@ class Labeller:
             one = rows.ndim == 1 and len(simulator.designs) > 1
             designs = as_candidates(rows[None] if one else rows, simulator.designs, "designs")
         self.simulator, self.prior, self.designs, self.jointly = simulator, prior, designs, jointly
-        self.needs = getattr(function_of(loss), "needs", ("theta_alt",))
+        self.needs = columns_of(loss)
         self.seed, self.workers, self.contrasts = seed, workers, contrasts or CONTRASTS
         self.parts: list[tuple[int, bool, Simulations]] = []
 

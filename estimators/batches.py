@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.errors import InputError, MissingGold
-from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, function_of, name_of
+from sbi_core.estimators.losses import LARGEST_LOG_RATIO, Batch, Loss, columns_of, function_of, name_of
 from sbi_core.estimators.reference import at_reference
 from sbi_core.estimators.scaling import ScoreScale
 from sbi_core.gold import joint_score, log_joint
@@ -189,7 +189,7 @@ def prepare(
     With `theta_ref` (D,) the rows stand for that theta, weighted where they were simulated elsewhere.
     """
     function = function_of(loss)
-    wanted: tuple[str, ...] = getattr(function, "needs", ("theta_alt",))
+    wanted = columns_of(loss)
     clips: bool = getattr(function, "clips", False)
     live = simulator if simulator is not None and simulator.has_gold and rows.z is not None else None
     missing = [

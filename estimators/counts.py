@@ -53,3 +53,12 @@ def present_in(count: Tensor, x_shape: Sequence[int]) -> Tensor:
     """Which events count, (*, n_max, 1, ...), of runs x (*, n_max, ...) with so many (*)."""
     places = torch.arange(x_shape[0], device=count.device)
     return (places < count[..., None]).reshape(*count.shape, -1, *[1] * (len(x_shape) - 1))
+
+
+def check_count(n_events: Tensor, rows: int, n_max: int) -> None:
+    """Raise `InputError` unless n_events are integers (rows,) from 0 to n_max."""
+    if n_events.shape != (rows,) or n_events.is_floating_point() or n_events.dtype == torch.bool:
+        got = f"shape {tuple(n_events.shape)} and type {n_events.dtype}"
+        raise InputError(f"n_events has {got}, expected integers ({rows},), one to each row of x.")
+    if bool(((n_events < 0) | (n_events > n_max)).any()):
+        raise InputError(f"n_events runs from {n_events.min()} to {n_events.max()}, expected 0 to {n_max}.")

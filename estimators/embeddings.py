@@ -18,20 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from sbi_core.errors import InputError, nearest
+from sbi_core.estimators.counts import check_count
 from sbi_core.estimators.networks import Attention, ChannelsFirst, Moments, Sets, cnn, mlp, residual_mlp, resnet
-
-SYMMETRIES: dict[str, list[tuple[int, tuple[int, ...]]]] = {
-    "none": [(0, ())],
-    "flips": [(0, ()), (0, (-1,)), (0, (-2,)), (0, (-2, -1))],
-    "rotations": [(turns, ()) for turns in range(4)],
-    "dihedral": [(turns, axes) for turns in range(4) for axes in ((), (-1,))],
-    "reversal": [(0, ()), (0, (1,))],
-}
-"""Groups by name; an element is a number of quarter turns of the last two axes of x (N, ...), then axes to flip."""
+from sbi_core.estimators.symmetries import SYMMETRIES, check_copies, check_symmetry, copied
 
 
 class Embedding(nn.Module):
     """A network averaged over a group's copies of x, hence invariant: (N, *x_shape) -> (N, features), a pass for each.
+
+    With `copies` below the group's size a row passes, in training, as so many copies that are drawn at random.
 
     Args:
         network: maps x (N, *x_shape) to (N, F); a keyword `n_events` of its forward receives a tensor (N,).
@@ -39,6 +34,7 @@ class Embedding(nn.Module):
         symmetry: a name in `SYMMETRIES`.
         pooled: axes of x along which the network treats all numbers alike, so that they share one scale.
         described: plain data that say how it was built.
+        copies: of each row in training; all of the group by default.
 
     Attributes:
         features: width F of the output.
@@ -53,9 +49,11 @@ class Embedding(nn.Module):
         symmetry: str = "none",
         pooled: tuple[int, ...] = (),
         described: Mapping[str, Any] | None = None,
+        copies: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.copies = len(SYMMETRIES[symmetry]) if copies is None else copies
         self.x_shape = x_shape
         self.symmetry = symmetry
         self.pooled = pooled
@@ -72,22 +70,21 @@ class Embedding(nn.Module):
         """
         if x.ndim == 0 or x.shape[1:] != self.x_shape:
             raise InputError(f"x has shape {tuple(x.shape)}, expected (N, {', '.join(map(str, self.x_shape))}).")
-        group, rows, options = SYMMETRIES[self.symmetry], len(x), {}
+        rows, options, copies = len(x), {}, self.copies if self.training else len(SYMMETRIES[self.symmetry])
         if self.takes_n_events:
             if n_events is None:
                 n_events = torch.full((rows,), self.x_shape[0], device=x.device)
             else:
-                _check_count(n_events, rows, self.x_shape[0])
-            options["n_events"] = n_events.repeat(len(group))
+                check_count(n_events, rows, self.x_shape[0])
+            options["n_events"] = n_events.repeat(copies)
         elif n_events is not None:
             name = type(self.network).__name__
             raise InputError(f"n_events is given, and {name} does not read it. Use embedding('sets', x_shape).")
-        if len(group) > 1:
-            x = torch.cat([(torch.rot90(x, turns, (-2, -1)) if turns else x).flip(axes) for turns, axes in group])
+        x = copied(x, self.symmetry, copies)
         with torch.autocast("cuda", torch.bfloat16, enabled=self.mixed_precision and x.is_cuda):
             seen: Tensor = self.network(x, **options)
         seen = seen.to(x.dtype) if self.mixed_precision else seen
-        return seen.unflatten(0, (len(group), rows)).mean(0) if len(group) > 1 else seen
+        return seen.unflatten(0, (copies, rows)).mean(0) if copies > 1 else seen
 
 
 def as_embedding(
@@ -116,16 +113,21 @@ def as_embedding(
         if module.x_shape != shape:
             raise InputError(f"the embedding was built for x_shape = {module.x_shape}, and x has shape {shape}.")
         return module
-    _check_symmetry(symmetry, shape, tuple(SYMMETRIES))
-    axes = _pooled(module, len(shape)) if pooled is None else tuple(pooled)
-    if not all(isinstance(axis, int) and -len(shape) <= axis < len(shape) for axis in axes):
-        raise InputError(f"pooled = {pooled}, expected axes of x_shape = {shape}, from 0 to {len(shape) - 1}.")
+    check_symmetry(symmetry, shape, tuple(SYMMETRIES))
+    axes = _pooled(module, len(shape)) if pooled is None else _checked_axes(pooled, shape)
     described = {"own": type(module).__name__, "symmetry": symmetry, "pooled": list(axes)}
     return Embedding(module, shape, symmetry, axes, described)
 
 
 def embedding(
-    name: str, x_shape: Sequence[int], *, features: int = 32, symmetry: str | None = None, **options: Any
+    name: str,
+    x_shape: Sequence[int],
+    *,
+    features: int = 32,
+    symmetry: str | None = None,
+    copies: int | None = None,
+    pooled: Sequence[int] | None = None,
+    **options: Any,
 ) -> Embedding:
     """Build an embedding from the shape of one observation.
 
@@ -143,10 +145,13 @@ def embedding(
         x_shape: shape of one observation.
         features: width of the output.
         symmetry: what leaves the output as it is; by default the first of the list.
+        copies: passes of a row in training, as copies drawn at random from the group; by default the whole group.
+        pooled: axes of x along which all numbers share one scale, by default those of pixels, events or steps; with
+            pooled=() each pixel has its own, which shows the details of images that look alike.
         options: see the table.
 
     Raises:
-        InputError: for an unknown name, option or symmetry, and for a shape that the network cannot read.
+        InputError: for an unknown name or option, or a shape that the network cannot read.
     """
     if name not in EMBEDDINGS:
         raise InputError(f"unknown embedding {name!r}: {nearest(name, EMBEDDINGS)}")
@@ -158,11 +163,16 @@ def embedding(
             f"Reshape x in the simulator, or choose one of {', '.join(fitting)}."
         )
     symmetry = recipe.symmetries[0] if symmetry is None else symmetry
-    _check_symmetry(symmetry, shape, recipe.symmetries)
+    check_symmetry(symmetry, shape, recipe.symmetries)
     _check_options(name, recipe.build, {"features": features, **options})
+    group = "none" if symmetry == "permutation" else symmetry
+    check_copies(copies, group)
+    axes = recipe.pooled if pooled is None else _checked_axes(pooled, shape)
     network = recipe.build(shape, features, **options)
     described = {"name": name, "features": features, "symmetry": symmetry, **options}
-    return Embedding(network, shape, "none" if symmetry == "permutation" else symmetry, recipe.pooled, described)
+    given = {"copies": copies, "pooled": None if pooled is None else list(axes)}
+    described |= {key: value for key, value in given.items() if value is not None}
+    return Embedding(network, shape, group, axes, described, copies)
 
 
 def chosen(choice: Any, x_shape: Sequence[int]) -> Embedding:
@@ -291,21 +301,11 @@ def _checked_shape(x_shape: Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
-def _check_count(n_events: Tensor, rows: int, n_max: int) -> None:
-    if n_events.shape != (rows,) or n_events.is_floating_point() or n_events.dtype == torch.bool:
-        got = f"shape {tuple(n_events.shape)} and type {n_events.dtype}"
-        raise InputError(f"n_events has {got}, expected integers ({rows},), one to each row of x.")
-    if bool(((n_events < 0) | (n_events > n_max)).any()):
-        raise InputError(f"n_events runs from {n_events.min()} to {n_events.max()}, expected 0 to {n_max}.")
-
-
-def _check_symmetry(symmetry: str, shape: tuple[int, ...], allowed: tuple[str, ...]) -> None:
-    if symmetry not in allowed:
-        raise InputError(f"unknown symmetry {symmetry!r}: {nearest(symmetry, allowed)}")
-    if symmetry in ("flips", "rotations", "dihedral") and len(shape) < 2:
-        raise InputError(f"symmetry '{symmetry}' needs images, x_shape (H, W) or (C, H, W); got {shape}.")
-    if symmetry in ("rotations", "dihedral") and shape[-1] != shape[-2]:
-        raise InputError(f"symmetry '{symmetry}' needs square images; got {shape}. Crop them, or use 'flips'.")
+def _checked_axes(pooled: Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
+    axes = tuple(pooled)
+    if not all(isinstance(axis, int) and -len(shape) <= axis < len(shape) for axis in axes):
+        raise InputError(f"pooled = {pooled}, expected axes of x_shape = {shape}, from 0 to {len(shape) - 1}.")
+    return axes
 
 
 def _check_options(name: str, build: Callable[..., nn.Module], options: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ class Estimator(nn.Module, abc.ABC):
         x, present = self._present(rows)
         if present is not None:
             self.always_full.fill_(bool(present.all()))
-        self.x_scaler.adapt(x, present)
+        self.x_scaler.adapt(x, present, symmetry=getattr(self.embedding, "symmetry", "none"))
         if not bool(self.x_scaler.used.any()) and not self.needs_n_events:
             raise InputError(
                 "x is constant in the training rows: nothing to learn. (In float32 a small signal on a large offset is "

@@ -103,6 +103,13 @@ def function_of(loss: Loss) -> Loss:
     return loss.func if isinstance(loss, partial) else loss
 
 
+def columns_of(loss: Loss) -> tuple[str, ...]:
+    """What a loss reads of a batch beyond theta and x: with a weight alpha, the joint score."""
+    columns: tuple[str, ...] = getattr(function_of(loss), "needs", ("theta_alt",))
+    weighted = isinstance(loss, partial) and bool(loss.keywords.get("alpha")) and "joint_log_ratio" in columns
+    return (*columns, "joint_score") if weighted and "joint_score" not in columns else columns
+
+
 def name_of(loss: Loss) -> str:
     """What messages and records call a loss."""
     function = function_of(loss)
@@ -196,16 +203,23 @@ def nre(estimator: Estimator, batch: Batch) -> Tensor:
 
 
 @needs("theta_alt", "joint_log_ratio", contrasts=9, learning_rate=1e-2)
-def nre_gold(estimator: Estimator, batch: Batch) -> Tensor:
+def nre_gold(estimator: Estimator, batch: Batch, *, alpha: float = 0.0) -> Tensor:
     """`nre` with soft labels p(x, z | theta_k) / sum_j p(x, z | theta_j) from the joint ratios, ().
 
     Given the set of thetas that is the probability that each of them made the row; `alice` is the case C = 1. As C
-    grows, this becomes the cross entropy of the posterior of theta. For the labels see `alice`.
+    grows, this becomes the cross entropy of the posterior of theta. For the labels see `alice`. With alpha above 0
+    alpha times the score term of `alices` is added: where the labels of far contrasts are all but hard, it is the
+    score that makes small errors of f, which add up over many observations, small.
     """
     assert batch.joint_log_ratio is not None  # `needs` says so
-    value = _values(estimator, batch)
+    if alpha:
+        logits, error = _logits_and_score_error(estimator, batch)
+        value = torch.cat([torch.zeros_like(logits[:, :1]), -logits], 1)
+    else:
+        value = _values(estimator, batch)
     joint = torch.cat([torch.zeros_like(batch.joint_log_ratio[:, :1]), (-batch.joint_log_ratio).clamp(max=1e4)], 1)
-    return -(torch.softmax(joint, 1) * torch.log_softmax(value, 1)).sum(1).mean()
+    entropy = -(torch.softmax(joint, 1) * torch.log_softmax(value, 1)).sum(1).mean()
+    return entropy + alpha * error if alpha else entropy
 
 
 @needs(density="x")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sbi_core.estimators.symmetries import averaged
+
 _BULK = 6.0
 """Standard units beyond which inputs grow only logarithmically, so that a wild row cannot blow up the network."""
 
@@ -48,8 +50,10 @@ class Scaler(nn.Module):
         """Which columns are not constant, bool."""
         return self.scale < torch.inf
 
-    def adapt(self, values: Tensor, present: Tensor | None = None) -> None:
+    def adapt(self, values: Tensor, present: Tensor | None = None, *, symmetry: str = "none") -> None:
         """Learn location and spread from rows (N, *shape), or from those numbers where present (N, *shape) is true.
+
+        Both are averaged over a group in `SYMMETRIES`, so that scaling leaves a symmetry of what follows as it is.
 
         Where a location has more than `ENOUGH` numbers, or all have more than a hundred times that, some drawn at
         random give the quantiles.
@@ -68,8 +72,9 @@ class Scaler(nn.Module):
             found.append(_location(part.to(torch.float64).numpy()))
         shift, scale = (torch.from_numpy(np.concatenate(each)).view_as(self.shift) for each in zip(*found, strict=True))
         low, high = self._ends(values, present)
-        self.shift.copy_(shift)
-        self.scale.copy_(torch.where(high > low, torch.where(scale > 0, scale, (high - low).double()), torch.inf))
+        self.shift.copy_(averaged(shift, symmetry))
+        scale = torch.where(high > low, torch.where(scale > 0, scale, (high - low).double()), torch.inf)
+        self.scale.copy_(averaged(scale, symmetry))
 
     def far(self, values: Tensor, present: Tensor | None = None) -> Tensor:
         """Which rows (N, *shape) hold a number so far out that a Cauchy tail would hardly reach it, (N,), bool.

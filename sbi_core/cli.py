@@ -120,4 +120,4 @@ def _observed(plain: Mapping[str, Any], simulator: Simulator | None) -> Tensor |
 def _supplied() -> dict[str, Path]:
     """Observations that come with the package, by name."""
     folder = Path(str(files("sbi_core.simulators"))) / "data"
-    return {path.stem: path for path in sorted(folder.glob("*.csv"))}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".csv", ".npz")}

@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 from sbi_core import joint_log_ratio, joint_score, simulate
 from sbi_core.estimators import Batch, alice, alices, carl, cascal, nre, nre_gold, rascal, rolr
 from sbi_core.estimators.batches import prepare
+from sbi_core.estimators.losses import columns_of
 from sbi_core.seeding import seeded
 from sbi_core.simulators import GaltonBoard, LinearGaussian
 
@@ -153,6 +154,7 @@ LOSSES = {
     nre: faults(nre, EXCHANGE),
     alice: [*faults(alice, EXCHANGE + RATIO), (log_ratio_as_label, "independent")],
     nre_gold: faults(nre_gold, EXCHANGE + RATIO),
+    partial(nre_gold, alpha=0.3): faults(nre_gold, SCORE, alpha=1.0),
     rolr: [*faults(rolr, RATIO), (own_in_the_numerator, "independent")],
     cascal: [*faults(cascal, EXCHANGE, alpha=0.01), *faults(cascal, SCORE, alpha=1.0)],
     rascal: faults(rascal, RATIO + SCORE, alpha=1.0),
@@ -257,12 +259,20 @@ def test_softmax_over_one_contrast_is_the_pairwise_loss():
 
 def test_alpha_weighs_the_score_term():
     line, batch = Line(0.7), small_batch(ratio=0.3)
-    values = [alices(line, batch, alpha=alpha) for alpha in (0.0, 0.25, 1.0)]
-    assert torch.equal(values[0], alice(line, batch))
-    assert torch.allclose(values[1] - values[0], (values[2] - values[0]) / 4, rtol=1e-12)
-    assert torch.equal(partial(alices, alpha=0.25)(line, batch), values[1])
+    for loss, bare in ((alices, alice), (nre_gold, nre_gold)):
+        values = [loss(line, batch, alpha=alpha) for alpha in (0.0, 0.25, 1.0)]
+        assert torch.equal(values[0], bare(line, batch))
+        assert torch.allclose(values[1] - values[0], (values[2] - values[0]) / 4, rtol=1e-12)
+        assert torch.allclose(values[2] - values[0], torch.tensor((0.7 - 2) ** 2).double(), rtol=1e-7)
+    assert torch.equal(partial(alices, alpha=0.25)(line, batch), alices(line, batch, alpha=0.25))
     with pytest.raises(TypeError):
         alices(line, batch, 0.25)
+
+
+def test_a_loss_says_what_its_weight_makes_it_read():
+    assert columns_of(nre_gold) == columns_of(partial(nre_gold, alpha=0.0)) == ("theta_alt", "joint_log_ratio")
+    assert columns_of(partial(nre_gold, alpha=0.1)) == columns_of(alices) == columns_of(partial(alices, alpha=0.1))
+    assert "joint_score" in columns_of(alices)
 
 
 def test_alpha_has_no_unit():
