@@ -7,6 +7,7 @@ from sbi_core.simulators.death_process import DeathProcess
 from sbi_core.simulators.galton_board import GaltonBoard
 from sbi_core.simulators.linear_gaussian import LinearGaussian
 from sbi_core.simulators.muon_pairs import MuonPairs
+from sbi_core.simulators.pyro_simulator import PyroSimulator
 from sbi_core.simulators.slcp import SLCP
 from sbi_core.simulators.source_location import SourceLocation
 from sbi_core.simulators.two_moons import TwoMoons
@@ -20,6 +21,7 @@ __all__ = [
     "GaltonBoard",
     "LinearGaussian",
     "MuonPairs",
+    "PyroSimulator",
     "SourceLocation",
     "TwoMoons",
 ]

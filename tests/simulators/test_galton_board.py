@@ -3,8 +3,7 @@ import math
 
 import pytest
 import torch
-from measures import z_of_mean
-from scipy.stats import chi2
+from galton_laws import at, design, p_value, slots_off, walk
 
 from sbi_core import InputError, MissingGold, UniformPrior, joint_score, simulate
 from sbi_core.simulators import GaltonBoard
@@ -12,31 +11,6 @@ from sbi_core.simulators import GaltonBoard
 BOARD = GaltonBoard()
 SMALL = GaltonBoard(6, 5)
 DESIGNS = [None, (2, 6), (0, 6), (4, 6), (0, 3), (4, 1)]  # drop, rows: the walls of the small board are near
-
-
-def at(*theta):
-    return torch.tensor(theta, dtype=torch.float64)
-
-
-def design(pair):
-    return None if pair is None else at(*pair)
-
-
-def walk(board, theta, pair, turns):
-    """Slot and probability of one path, straight from the rules; turns are True for left."""
-    position, rows = pair or ((board.n_nails - 1) // 2, board.n_rows)
-    chance = 1.0
-    for row, left in zip(range(rows), turns, strict=False):
-        tilt = math.sin(math.pi * row / (board.n_rows - 1))
-        side = 2 * position / (board.n_nails - 1) - 1
-        p_left = (1 - tilt) / 2 + tilt / (1 + math.exp(-10 * theta * side))
-        if row % 2 == 1 and position == 0:
-            p_left = 0.0
-        if row % 2 == 1 and position == board.n_nails:
-            p_left = 1.0
-        chance *= p_left if left else 1 - p_left
-        position += -left if row % 2 == 1 else not left
-    return position, chance
 
 
 def brute_force(board, theta, pair):
@@ -110,28 +84,16 @@ def test_information_grows_with_the_rows_read():
     assert (gap > -1e-12).all()
 
 
-def p_value(board, theta, pair, against, n=20_000):
-    """Chi-square test of sampled slots against the exact ones at `against`, rare slots pooled."""
-    rows = simulate(board, n, seed=5, proposal=at(theta), design=design(pair), progress=False)
-    counts = torch.bincount(rows.x[:, 0].long(), minlength=board.n_nails + 1).double()
-    wanted = n * board.log_probabilities(at(against), design(pair)).exp()
-    assert (counts[wanted == 0] == 0).all()
-    often = wanted > 10
-    counts, wanted = (torch.cat([v[often], v[~often].sum()[None]]) for v in (counts, wanted))
-    statistic = float(((counts - wanted) ** 2 / wanted.clamp(min=1e-9))[wanted > 0].sum())
-    return chi2.sf(statistic, int((wanted > 0).sum()) - 1)
-
-
 @pytest.mark.parametrize("pair", [None, (15, 20), (0, 20), (30, 20), (2, 9), (29, 10), (30, 1)])
 def test_sampled_slots_follow_the_exact_likelihood(pair):
-    assert p_value(BOARD, -0.3, pair, -0.3) > 1e-4
+    assert p_value(BOARD, BOARD, -0.3, pair, -0.3) > 1e-4
     if pair is None or pair[1] > 1:
-        assert p_value(BOARD, -0.3, pair, -0.2) < 1e-4, "saboteur: another theta"
+        assert p_value(BOARD, BOARD, -0.3, pair, -0.2) < 1e-4, "saboteur: another theta"
 
 
 @pytest.mark.parametrize("pair", DESIGNS)
 def test_sampled_slots_of_a_small_board(pair):
-    assert p_value(SMALL, -0.35, pair, -0.35, 5000) > 1e-4
+    assert p_value(SMALL, SMALL, -0.35, pair, -0.35, 5000) > 1e-4
 
 
 def test_paths_obey_the_board():
@@ -177,15 +139,7 @@ def f(row, rows):
 
 @pytest.mark.parametrize("pair", [None, (0, 20), (27, 15)])
 def test_mean_joint_score_at_each_slot_is_the_score(pair):
-    theta = -0.3
-    rows = simulate(BOARD, 12_000, seed=2, proposal=at(theta), design=design(pair), progress=False)
-    joint, exact = joint_score(BOARD, rows)[:, 0], BOARD.score(rows.theta, rows.x, rows.design)[:, 0]
-    wrong = BOARD.score(rows.theta + 0.1, rows.x, rows.design)[:, 0]
-    often = [s for s in rows.x.unique() if (rows.x[:, 0] == s).sum() > 100]
-    assert len(often) >= 3
-    for saboteur, target in ((False, exact), (True, wrong)):
-        worst = max(z_of_mean((joint - target)[rows.x[:, 0] == slot]) for slot in often)
-        assert (worst > 4) == saboteur
+    assert slots_off(BOARD, BOARD, pair, 0.0) < 4 < slots_off(BOARD, BOARD, pair, 0.1)
 
 
 @pytest.mark.parametrize("pair", [None, (0, 20), (30, 7)])

@@ -1,0 +1,314 @@
+"""Is the gold of a Pyro program what it seems? Replays of a trial run that must agree."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_core.errors import SbiError, SimulatorError
+from sbi_core.parameters import Parameter
+from sbi_core.seeding import seeded
+from sbi_core.simulators.pyro_trace import (
+    Draw,
+    Draws,
+    counted,
+    inside,
+    log_density,
+    unvalidated,
+    values_of,
+)
+
+Run = Callable[[Tensor, Tensor | None, Mapping[str, Tensor]], Draws]
+"""(theta, design, values) -> draws."""
+
+Observed = tuple[str, ...]
+
+HALVINGS = 40
+"""Of the way between two thetas, to find where log p ends."""
+
+STEP = 1e-5
+"""Of the way between two thetas, for differences."""
+
+FLOOR = {torch.float64: -700.0, torch.float32: -80.0}
+"""log p above which an end is that of the support, and not of the numbers' range."""
+
+AGREE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Relative difference of two ways to compute log p that rounding may make."""
+
+
+_MOVES = (
+    "site '{}': its support moves with {}, so the same draw may be possible here and impossible there. Draw on a "
+    "fixed support, such as Uniform(0, 1), and let what is drawn be scaled or shifted."
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run whose gold is to be believed.
+
+    Attributes:
+        run: (theta, design, values) -> draws.
+        theta: (M, D), or (D,) of a program that takes one row at a time.
+        design: (M, K), (K,) or `None`.
+        other: another theta for each row, like `theta`.
+        draws: the run.
+        values: what is stored of it, by site.
+        axes: where the rows stand in each site; `None` for one row.
+        observed: names of the observed sites.
+    """
+
+    run: Run
+    theta: Tensor
+    design: Tensor | None
+    other: Tensor
+    draws: Draws
+    values: Mapping[str, Tensor]
+    axes: Mapping[str, int] | None
+    observed: Observed
+
+    def replay(self, theta: Tensor, design: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Draws:
+        """The same draws at theta (M, D) or (D,), and at the trial's design if none is given."""
+        draws = self.run(theta, self.design if design is None else design, self.values if values is None else values)
+        names, again = ([name for name, d in some.items() if not d.computed] for some in (self.draws, draws))
+        if names != again:
+            name = next(name for name in [*names, *again] if (name in names) != (name in again))
+            raise SimulatorError(
+                f"site '{name}' is there at one theta and not at another with the same draws, so log p has no ratio. "
+                "Let theta set distributions, not which sites there are."
+            )
+        return draws
+
+    def log_p(self, draws: Draws) -> dict[str, Tensor]:
+        """log p of each drawn site, (M,), or (1,) for one row."""
+        axes = {} if self.axes is None else self.axes
+        return {name: log_density(d, axes.get(name)) for name, d in draws.items() if not d.computed}
+
+    def total(self, theta: Tensor) -> Tensor:
+        """log p of all draws at theta (M, D) or (D,): (M,) or (1,)."""
+        return torch.stack(list(self.log_p(self.replay(theta)).values())).sum(0)
+
+    def computed(self, draws: Draws) -> dict[str, Tensor]:
+        """Observed values that are computed, by site."""
+        return {name: draws[name].value.detach() for name in self.observed if draws[name].computed}
+
+
+@contextmanager
+def said(where: str, rows: str = "theta (M, D) with any number of rows M, or say vectorized=False") -> Iterator[None]:
+    """Whatever a program raises becomes one sentence, with what it should take."""
+    try:
+        yield
+    except SbiError:
+        raise
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise SimulatorError(
+            f"the program raised {type(error).__name__} {where}: {line}. Let it take {rows}."
+        ) from error
+
+
+def check(trial: Trial, parameters: Sequence[Parameter], near: Tensor | None = None) -> list[str]:
+    """Check a program; return the sites whose log p knows theta in single precision only.
+
+    Args:
+        trial: a run.
+        parameters: the D axes of theta.
+        near: a design (M, K) near the trial's, if log p is to be differentiated by the design too.
+
+    Raises:
+        SimulatorError: in one sentence, if gold would be wrong.
+    """
+    with unvalidated(), torch.no_grad():
+        own = trial.log_p(trial.replay(trial.theta))
+        _check_own(trial, own)
+        _check_hidden(trial)
+        if trial.axes is not None:
+            _check_masked(trial, own)
+        _check_moves(trial, trial.replay(trial.other), "theta")
+        _check_support(trial, own)
+        if near is not None:
+            _check_moves(trial, trial.replay(trial.theta, near), "the design")
+        if trial.axes is not None:
+            _check_rows(trial, own)
+        return _check_slopes(trial, parameters)
+
+
+def _check_own(trial: Trial, own: Mapping[str, Tensor]) -> None:
+    for name, log_p in own.items():
+        if bool((~log_p.isfinite()).any()):
+            row = int((~log_p.isfinite()).nonzero()[0])
+            raise SimulatorError(
+                f"site '{name}': log p is {float(log_p[row])} at what was drawn itself, theta = "
+                f"{_at(trial.theta, row)}. Keep the distribution's arguments inside their range for all theta of the "
+                "prior."
+            )
+
+
+def _check_hidden(trial: Trial) -> None:
+    """Two replays under different seeds must agree."""
+    found = []
+    for seed in (1, 2):
+        with seeded(seed):
+            draws = trial.replay(trial.theta)
+        found.append(trial.log_p(draws) | trial.computed(draws))
+    for name, value in found[0].items():
+        if not _same(value, found[1][name], 0.0):
+            raise SimulatorError(
+                f"site '{name}' depends on random numbers that no pyro.sample draws, or one under poutine.block, "
+                "which gold cannot hold fixed. Draw them with pyro.sample, in the open."
+            )
+
+
+def _check_moves(trial: Trial, draws: Draws, mover: str) -> None:
+    """What may not depend on theta, or on the design: bounds of supports, masks, and values computed for x."""
+    for name, draw in trial.draws.items():
+        if draw.computed:
+            continue
+        before, after = (torch.ones_like(draw.value) > 0 if c is None else c for c in map(counted, (draw, draws[name])))
+        if not torch.equal(before, after):
+            raise SimulatorError(
+                f"site '{name}': its mask moves with {mover} while all draws are held fixed, so what log p counts "
+                f"does. Let masks depend on draws, not on {mover}."
+            )
+        ends = zip(_bounds(draw), _bounds(draws[name]), strict=False)
+        moved = [one != two if one.ndim > before.ndim else (one != two) & before for one, two in ends]
+        if any(map(bool, map(torch.any, moved))) or bool((inside(draw) & ~inside(draws[name])).any()):
+            raise SimulatorError(_MOVES.format(name, mover))
+    after_all = trial.computed(draws)
+    for name, value in trial.computed(trial.draws).items():
+        if not _same(value, after_all[name], 0.0):
+            raise SimulatorError(
+                f"site '{name}' is computed, and moves with {mover} while all draws are held fixed: p(x | draws) is a "
+                "delta. Draw x with pyro.sample, for example with the noise it is measured with."
+            )
+
+
+def _bounds(draw: Draw) -> list[Tensor]:
+    """Ends of a distribution's support, where it states them; each broadcasts to the value."""
+    try:
+        support: Any = draw.fn.support
+    except NotImplementedError:
+        return []
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    ends = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
+    return [torch.as_tensor(end, dtype=torch.float64) for end in ends if end is not None]
+
+
+def _check_support(trial: Trial, own: Mapping[str, Tensor]) -> None:
+    """Where log p of a site ends on the way to another theta, it must fade, and not break off."""
+    there = trial.log_p(trial.replay(trial.other))
+    for name, far in there.items():
+        ended = ~far.isfinite()
+        if not bool(ended.any()):
+            continue
+        low, high, last = torch.zeros_like(far), torch.ones_like(far), own[name]
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            share = middle.reshape(-1, 1) if trial.theta.ndim == 2 else middle
+            log_p = trial.log_p(trial.replay(torch.lerp(trial.theta, trial.other, share)))[name]
+            kept = log_p.isfinite()
+            low, last = torch.where(kept, middle, low), torch.where(kept, log_p, last)
+            high = torch.where(kept, high, middle)
+        broken = ended & (last > FLOOR[_precision(trial.draws[name])])
+        if bool(broken.any()):
+            raise SimulatorError(_MOVES.format(name, "theta"))
+
+
+def _check_masked(trial: Trial, own: Mapping[str, Tensor]) -> None:
+    """Draws that are masked must make no difference to anything else."""
+    drawn = values_of(trial.draws)
+    masked = [name for name, value in drawn.items() if not torch.equal(value, trial.values[name])]
+    if not masked:
+        return
+    draws = trial.replay(trial.theta, None, drawn)
+    alike = [_same(log_p, own[name], _agree(draws[name])) for name, log_p in trial.log_p(draws).items()]
+    then = trial.computed(trial.replay(trial.theta))
+    if not all(alike) or any(not _same(value, then[name], 0.0) for name, value in trial.computed(draws).items()):
+        raise SimulatorError(
+            f"masked draws of the sites {masked} are used, although log p does not count them. Keep them out: "
+            "torch.where(mask, draw, 0) before anything else is made of a draw."
+        )
+
+
+def _check_rows(trial: Trial, own: Mapping[str, Tensor]) -> None:
+    """log p of a row must be its own business: some rows in another order, and one row alone, give the same."""
+    rows, axes = len(trial.theta), {} if trial.axes is None else trial.axes
+    for few in (torch.arange(0, rows, 2).flip(0), torch.tensor([rows - 1])):
+        values = {name: value.index_select(axes[name], few) for name, value in trial.values.items()}
+        design = None if trial.design is None else trial.design[few]
+        with said(f"for {len(few)} of {rows} rows, with their draws"):
+            draws = trial.replay(trial.theta[few], design, values)
+            log_p = trial.log_p(draws)
+        before = trial.computed(trial.draws)
+        alike = {name: _same(value[few], log_p[name], _agree(trial.draws[name])) for name, value in own.items()}
+        for name, value in trial.computed(draws).items():
+            alike[name] = _same(before[name].index_select(axes[name], few), value, AGREE[torch.float32])
+        if not all(alike.values()):
+            name = next(name for name in alike if not alike[name])
+            raise SimulatorError(
+                f"site '{name}': a row depends on which other rows are there. Let each depend on its own theta and "
+                "draws alone (no mean, sort, cumsum or matrix product over rows); or say vectorized=False."
+            )
+
+
+def _check_slopes(trial: Trial, parameters: Sequence[Parameter]) -> list[str]:
+    """The gradient must be finite, and be that of log p."""
+    with torch.enable_grad():
+        leaf = trial.theta.clone().requires_grad_()
+        slopes = {name: _slope(value, leaf) for name, value in trial.log_p(trial.replay(leaf)).items()}
+    endless = [name for name, value in slopes.items() if not bool(value.isfinite().all())]
+    if endless:
+        raise SimulatorError(
+            f"log p is finite, but its gradient is not, at the sites {endless}. Give masked draws harmless arguments, "
+            "with torch.where before the distribution is made, and keep the others away from 0/0."
+        )
+    single = [name for name, draw in trial.draws.items() if not draw.computed and _precision(draw) != torch.float64]
+    slope, total = torch.stack(list(slopes.values())).sum(0), trial.total(trial.theta)
+    for axis, parameter in enumerate(parameters):
+        if parameter.integer:
+            continue
+        way = torch.zeros_like(trial.theta)
+        way[..., axis] = (trial.other - trial.theta)[..., axis]
+        rise = (slope * way).sum(-1)
+        coarse, fine = (
+            (trial.total(trial.theta + h * way) - trial.total(trial.theta - h * way)) / (2 * h)
+            for h in (4 * STEP, STEP)
+        )
+        wrong = (fine - rise).abs() - 3 * (fine - coarse).abs() > 1e-3 * fine.abs() + 1e-6 * (1 + total.abs())
+        lost = bool((trial.total(trial.theta + way) != total).any()) and not bool(rise.any())
+        if lost or (not single and float(wrong.double().mean()) > 0.1):
+            raise SimulatorError(
+                f"log p changes with '{parameter.name}', but its gradient does not say so. Keep theta a tensor all "
+                "the way: no item, float, numpy or detach, and no round or comparison in its place."
+            )
+    return [name for name in single if bool(slopes[name].any())]
+
+
+def _slope(value: Tensor, leaf: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(leaf)
+    found = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if found is None else found
+
+
+def _precision(draw: Draw) -> torch.dtype:
+    """Type that log p of a draw is computed in."""
+    found = draw.fn.log_prob(draw.value).dtype
+    return torch.float64 if found == torch.float64 else torch.float32
+
+
+def _agree(draw: Draw) -> float:
+    return AGREE[_precision(draw)]
+
+
+def _same(one: Tensor, two: Tensor, tolerance: float) -> bool:
+    if one.shape != two.shape:
+        return False
+    return torch.allclose(one.double(), two.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _at(theta: Tensor, row: int) -> list[float]:
+    return [float(f"{value:.4g}") for value in (theta if theta.ndim == 1 else theta[row]).tolist()]
