@@ -10,6 +10,7 @@ from sbi_core.simulators.muon_pairs import MuonPairs
 from sbi_core.simulators.pyro_simulator import PyroSimulator
 from sbi_core.simulators.slcp import SLCP
 from sbi_core.simulators.source_location import SourceLocation
+from sbi_core.simulators.strong_lensing import StrongLensing
 from sbi_core.simulators.two_moons import TwoMoons
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "MuonPairs",
     "PyroSimulator",
     "SourceLocation",
+    "StrongLensing",
     "TwoMoons",
 ]
