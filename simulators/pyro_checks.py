@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +11,17 @@ from sbi_core.errors import SbiError, SimulatorError
 from sbi_core.parameters import Parameter
 from sbi_core.seeding import seeded
 from sbi_core.simulators.pyro_trace import (
+    DENSITIES,
+    SUPPORTS,
     Draw,
     Draws,
-    counted,
-    inside,
     log_density,
     unvalidated,
     values_of,
 )
 
-Run = Callable[[Tensor, Tensor | None, Mapping[str, Tensor]], Draws]
-"""(theta, design, values) -> draws."""
+Run = Callable[[Tensor, Tensor | None, Mapping[str, Tensor], int], Draws]
+"""(theta, design, values, depth) -> draws."""
 
 Observed = tuple[str, ...]
 
@@ -50,7 +49,7 @@ class Trial:
     """A run whose gold is to be believed.
 
     Attributes:
-        run: (theta, design, values) -> draws.
+        run: see `Run`.
         theta: (M, D), or (D,) of a program that takes one row at a time.
         design: (M, K), (K,) or `None`.
         other: another theta for each row, like `theta`.
@@ -69,9 +68,16 @@ class Trial:
     axes: Mapping[str, int] | None
     observed: Observed
 
-    def replay(self, theta: Tensor, design: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Draws:
+    def replay(
+        self,
+        theta: Tensor,
+        design: Tensor | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        depth: int = DENSITIES,
+    ) -> Draws:
         """The same draws at theta (M, D) or (D,), and at the trial's design if none is given."""
-        draws = self.run(theta, self.design if design is None else design, self.values if values is None else values)
+        design, values = self.design if design is None else design, self.values if values is None else values
+        draws = self.run(theta, design, values, depth)
         names, again = ([name for name, d in some.items() if not d.computed] for some in (self.draws, draws))
         if names != again:
             name = next(name for name in [*names, *again] if (name in names) != (name in again))
@@ -104,6 +110,8 @@ def said(where: str, rows: str = "theta (M, D) with any number of rows M, or say
         raise
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        if "inplace operation" in str(error):
+            line, rows = "a tensor is changed in place", "a new name instead, as in n = n - k, and not n -= k"
         raise SimulatorError(
             f"the program raised {type(error).__name__} {where}: {line}. Let it take {rows}."
         ) from error
@@ -126,10 +134,10 @@ def check(trial: Trial, parameters: Sequence[Parameter], near: Tensor | None = N
         _check_hidden(trial)
         if trial.axes is not None:
             _check_masked(trial, own)
-        _check_moves(trial, trial.replay(trial.other), "theta")
+        _check_moves(trial, trial.replay(trial.other, depth=SUPPORTS), "theta")
         _check_support(trial, own)
         if near is not None:
-            _check_moves(trial, trial.replay(trial.theta, near), "the design")
+            _check_moves(trial, trial.replay(trial.theta, near, depth=SUPPORTS), "the design")
         if trial.axes is not None:
             _check_rows(trial, own)
         return _check_slopes(trial, parameters)
@@ -166,15 +174,17 @@ def _check_moves(trial: Trial, draws: Draws, mover: str) -> None:
     for name, draw in trial.draws.items():
         if draw.computed:
             continue
-        before, after = (torch.ones_like(draw.value) > 0 if c is None else c for c in map(counted, (draw, draws[name])))
+        before, after = _counts(draw), _counts(draws[name])
         if not torch.equal(before, after):
             raise SimulatorError(
                 f"site '{name}': its mask moves with {mover} while all draws are held fixed, so what log p counts "
                 f"does. Let masks depend on draws, not on {mover}."
             )
-        ends = zip(_bounds(draw), _bounds(draws[name]), strict=False)
+        ends = zip(draw.bounds, draws[name].bounds, strict=False)
+        here, there = draw.inside, draws[name].inside
+        assert here is not None and there is not None  # as they were asked for
         moved = [one != two if one.ndim > before.ndim else (one != two) & before for one, two in ends]
-        if any(map(bool, map(torch.any, moved))) or bool((inside(draw) & ~inside(draws[name])).any()):
+        if any(map(bool, map(torch.any, moved))) or bool((here & ~there).any()):
             raise SimulatorError(_MOVES.format(name, mover))
     after_all = trial.computed(draws)
     for name, value in trial.computed(trial.draws).items():
@@ -183,18 +193,6 @@ def _check_moves(trial: Trial, draws: Draws, mover: str) -> None:
                 f"site '{name}' is computed, and moves with {mover} while all draws are held fixed: p(x | draws) is a "
                 "delta. Draw x with pyro.sample, for example with the noise it is measured with."
             )
-
-
-def _bounds(draw: Draw) -> list[Tensor]:
-    """Ends of a distribution's support, where it states them; each broadcasts to the value."""
-    try:
-        support: Any = draw.fn.support
-    except NotImplementedError:
-        return []
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    ends = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
-    return [torch.as_tensor(end, dtype=torch.float64) for end in ends if end is not None]
 
 
 def _check_support(trial: Trial, own: Mapping[str, Tensor]) -> None:
@@ -296,8 +294,12 @@ def _slope(value: Tensor, leaf: Tensor) -> Tensor:
 
 def _precision(draw: Draw) -> torch.dtype:
     """Type that log p of a draw is computed in."""
-    found = draw.fn.log_prob(draw.value).dtype
-    return torch.float64 if found == torch.float64 else torch.float32
+    double = draw.log_p is not None and draw.log_p.dtype == torch.float64
+    return torch.float64 if double else torch.float32
+
+
+def _counts(draw: Draw) -> Tensor:
+    return torch.ones_like(draw.value, dtype=torch.bool) if draw.counted is None else draw.counted
 
 
 def _agree(draw: Draw) -> float:

@@ -75,6 +75,8 @@ class PyroSimulator(Simulator):
         x                       x              1  Normal
     """
 
+    runs_foreign_code = True
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -121,7 +123,7 @@ class PyroSimulator(Simulator):
     @property
     def name(self) -> str:
         """What it runs."""
-        return f"PyroSimulator({getattr(self.model, '__name__', type(self.model).__name__)})"
+        return f"{type(self).__name__}({getattr(self.model, '__name__', type(self.model).__name__)})"
 
     @property
     def prior(self) -> Distribution:
@@ -165,17 +167,17 @@ class PyroSimulator(Simulator):
 
     def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Run the program at theta (M, D), design (M, K): x (M, ...) and z (M, Z), or no z if run row by row."""
+        from sbi_core.simulators.pyro_trial import mine_rows
+
         layout = self._try(design)
         with torch.no_grad(), self._seeded(generator), self._named():
             if layout is not None:
                 return layout.columns(self._run(theta, design), len(theta))
-            from sbi_core.simulators.pyro_trial import stacked, x_of_row
-
-            return stacked([x_of_row(self._run(*row), self.observed) for row in _rows(theta, design)]), None
+            return mine_rows(self._run, theta, None, design, self.observed).x, None
 
     def log_joint(self, theta: Tensor, x: Tensor, z: Tensor | None, design: Tensor | None) -> Tensor:
         """log p(x, z | theta, design), all terms, theta (M, D), x (M, ...), z (M, Z), as (M,); NaN for failed rows."""
-        from sbi_core.simulators.pyro_trace import log_density, unvalidated
+        from sbi_core.simulators.pyro_trace import DENSITIES, log_density, unvalidated
 
         if not self.vectorized:
             raise MissingGold(f"simulator '{self.name}' runs row by row: its gold is stored with the rows it makes.")
@@ -191,7 +193,7 @@ class PyroSimulator(Simulator):
                 value[usable] = self.log_joint(theta[usable], *parts)  # type: ignore[arg-type]
             return value
         with unvalidated(), self._named():
-            draws = self._run(theta, design, layout.values(x, z))
+            draws = self._run(theta, design, layout.values(x, z), DENSITIES)
             layout.check(draws, len(theta))
             axes = layout.axes
             return torch.stack([log_density(d, axes[n]) for n, d in draws.items() if not d.computed]).sum(0)
@@ -200,24 +202,18 @@ class PyroSimulator(Simulator):
         """Draw events at theta (M, D); run row by row, with joint scores (M, D) and ratios to theta_alt (M, C, D)."""
         if self.vectorized:
             return super().mine(theta, theta_alt, design, generator)
-        from sbi_core.simulators.pyro_trial import mine_row, stacked
+        from sbi_core.simulators.pyro_trial import mine_rows
 
         self._try(design)
-        contrasts = theta.new_empty((len(theta), 0, theta.shape[1])) if theta_alt is None else theta_alt
         with self._seeded(generator), self._named():
-            rows = [
-                mine_row(self._run, *row, others, self.observed)
-                for row, others in zip(_rows(theta, design), contrasts, strict=True)
-            ]
-            x, score, ratio = (stacked(column) for column in zip(*rows, strict=True))
-        return Mined(x, None, score, None if theta_alt is None else ratio)
+            return mine_rows(self._run, theta, theta_alt, design, self.observed)
 
-    def _run(self, theta: Tensor, design: Tensor | None, values: Any = None) -> "Draws":
+    def _run(self, theta: Tensor, design: Tensor | None, values: Any = None, depth: int = 0) -> "Draws":
         from sbi_core.simulators.pyro_trace import trace
 
         if self.designs and design is None and not self._design_given:
             raise InputError(f"simulator '{self.name}' has designs {names(self.designs)}: give simulate(design=...).")
-        return trace(self.model, (theta,) if design is None else (theta, design), values)
+        return trace(self.model, (theta,) if design is None else (theta, design), values, depth)
 
     def _try(self, design: Tensor | None) -> "Layout | None":
         """Try the program once, at draws of the prior and the first designs (M, K) that it is asked for."""
@@ -255,11 +251,6 @@ class PyroSimulator(Simulator):
             yield
         except SimulatorError as error:
             raise SimulatorError(f"simulator '{self.name}': {error}") from error.__cause__
-
-
-def _rows(theta: Tensor, design: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """theta (D,) and design (K,) row by row."""
-    return ((at, None if design is None else design[k]) for k, at in enumerate(theta))
 
 
 def _takes(model: Callable[..., Any], *given: str) -> bool:

@@ -13,34 +13,44 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
 
-from sbi_core.errors import InputError, SimulatorError, nearest
+from sbi_core.errors import InputError, SimulatorError
 
 
 class Draw(NamedTuple):
-    """What a program did at one site.
+    """What a program did at one site, taken down at once: a program may change its tensors in place afterwards.
 
     Attributes:
         fn: the distribution, expanded by the plates around it.
-        value: what was drawn, without a gradient; what was computed at a `pyro.deterministic` site.
-        mask: of `poutine.mask`; `None`, a bool, or a tensor that broadcasts to the distribution's batch shape.
+        value: what was drawn or computed, without a gradient.
         computed: whether the site is a `pyro.deterministic`.
+        counted: which numbers of the value count in log p, a bool of its shape; `None` if nothing is masked.
+        log_p: of the value, 0 where masked, in the batch shape; `None` unless it was asked for.
+        inside: whether the distribution allows the value, or it is masked; broadcasts to the batch shape.
+        bounds: ends of the support, where it states them; each broadcasts to the value.
     """
 
     fn: Any
     value: Tensor
-    mask: Any
     computed: bool
+    counted: Tensor | None = None
+    log_p: Tensor | None = None
+    inside: Tensor | None = None
+    bounds: tuple[Tensor, ...] = ()
 
 
 Draws = dict[str, Draw]
+
+DENSITIES, SUPPORTS = 1, 2
+"""What is taken down at each site beside the value."""
 
 
 class Recorder(Messenger):
     """Records every site of a program in order, puts given values in place of draws, and refuses what is no draw."""
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], depth: int) -> None:
         super().__init__()
         self.values = values
+        self.depth = depth
         self.draws: Draws = {}
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
@@ -51,7 +61,10 @@ class Recorder(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if type(msg["fn"]).__name__ == "_Subsample":
-            _refuse_subsample(msg)
+            size, taken = msg["fn"].size, msg["fn"].subsample_size if msg["value"] is None else len(msg["value"])
+            if taken not in (None, size):
+                text = f"plate '{msg['name']}' takes a subsample of {taken} of {size}, which scales log p."
+                raise SimulatorError(f"{text} Use the whole plate.")
         elif not isinstance(msg["fn"], TorchDistributionMixin):
             raise SimulatorError(
                 f"site '{msg['name']}' draws from {type(msg['fn']).__name__}, expected one of pyro.distributions, "
@@ -66,22 +79,23 @@ class Recorder(Messenger):
         if type(msg["fn"]).__name__ == "_Subsample":
             return
         if name in self.draws:
-            raise SimulatorError(
-                f"site '{name}' is there twice. Give each draw its own name: f'{name}_{{k}}' in a loop."
-            )
-        if not computed:
-            _refuse(name, msg)
-            msg["value"] = msg["value"].detach()  # a reparametrised draw would carry theta into what is drawn later
-        self.draws[name] = Draw(msg["fn"], msg["value"], msg["mask"], computed)
-
-
-def _refuse_subsample(msg: dict[str, Any]) -> None:
-    size, taken = msg["fn"].size, msg["fn"].subsample_size
-    taken = taken if msg["value"] is None else len(msg["value"])
-    if taken is not None and taken != size:
-        raise SimulatorError(
-            f"plate '{msg['name']}' takes a subsample of {taken} of {size}, which scales log p. Use the whole plate."
-        )
+            raise SimulatorError(f"site '{name}' is there twice. Give each its own name: f'{name}_{{k}}' in a loop.")
+        value = msg["value"].detach()
+        if computed:
+            self.draws[name] = Draw(msg["fn"], value.clone(), computed)
+            return
+        _refuse(name, msg)
+        msg["value"] = value.clone()  # a reparametrised draw would carry theta into what is drawn later
+        draw = Draw(msg["fn"], value, computed, _counted(msg["fn"], msg["mask"], value))
+        if self.depth >= DENSITIES:
+            log_p = msg["fn"].log_prob(value)
+            log_p = log_p if msg["mask"] is None else torch.where(torch.as_tensor(msg["mask"]), log_p, 0.0)
+            draw = draw._replace(log_p=log_p)
+        if self.depth >= SUPPORTS:
+            inside = _inside(msg["fn"], value)
+            inside = inside if msg["mask"] is None else inside | ~torch.as_tensor(msg["mask"])
+            draw = draw._replace(inside=inside, bounds=_bounds(msg["fn"]))
+        self.draws[name] = draw
 
 
 def _refuse(name: str, msg: dict[str, Any]) -> None:
@@ -115,10 +129,12 @@ def chain(fn: Any) -> Iterator[Any]:
         fn = getattr(fn, "base_dist", None)
 
 
-def trace(model: Callable[..., Any], arguments: Sequence[Tensor], values: Mapping[str, Tensor] | None = None) -> Draws:
-    """Run a program once; sites named in `values` take these instead of drawing."""
-    with Recorder(values or {}) as recorder:
-        model(*arguments)
+def trace(
+    model: Callable[..., Any], arguments: Sequence[Tensor], values: Mapping[str, Tensor] | None = None, depth: int = 0
+) -> Draws:
+    """Run a program once, on copies; sites named in `values` take these instead of drawing."""
+    with Recorder(values or {}, depth) as recorder:
+        model(*(argument.clone() for argument in arguments))
     return recorder.draws
 
 
@@ -129,7 +145,7 @@ def values_of(draws: Draws) -> dict[str, Tensor]:
 
 @contextmanager
 def unvalidated() -> Iterator[None]:
-    """Without checks of arguments and values: a replay may leave the prior, and then log p says so."""
+    """Without checks of arguments and values: what is impossible is for log p to say."""
     before = Distribution._validate_args
     Distribution.set_default_validate_args(False)
     try:
@@ -139,43 +155,45 @@ def unvalidated() -> Iterator[None]:
 
 
 def log_density(draw: Draw, axis: int | None) -> Tensor:
-    """log p of a draw, summed over all but the row axis: (M,), or (1,) without a row axis; float64; 0 if masked."""
-    value = draw.fn.log_prob(draw.value)
-    if draw.mask is not None and draw.mask is not True:
-        value = torch.where(torch.as_tensor(draw.mask), value, 0.0)
+    """log p of a draw, summed over all but the row axis: (M,), or (1,) without a row axis; float64."""
+    assert draw.log_p is not None  # as it was asked for
+    value = draw.log_p.to(torch.float64)
     if axis is None:
-        return value.to(torch.float64).sum().reshape(1)
+        return value.sum().reshape(1)
     others = [k for k in range(value.ndim) if k != axis]
-    value = value.to(torch.float64)
     return value.sum(others) if others else value
 
 
-def counted(draw: Draw) -> Tensor | None:
-    """Which numbers of a draw's value count in log p: a bool of the value's shape, or `None` if nothing is masked."""
-    levels = [(draw.mask, draw.fn.event_dim)]
-    levels += [(getattr(part, "_mask", None), len(part.event_shape)) for part in chain(draw.fn)]
+def _counted(fn: Any, mask: Any, value: Tensor) -> Tensor | None:
+    levels = [(mask, fn.event_dim)]
+    levels += [(getattr(part, "_mask", None), len(part.event_shape)) for part in chain(fn)]
     found = None
-    for mask, width in levels:
-        if mask is not None and not draw.computed:
-            mask = torch.as_tensor(mask)
-            mask = mask.reshape(mask.shape + (1,) * width).expand_as(draw.value)
-            found = mask if found is None else found & mask
+    for some, width in levels:
+        if some is not None:
+            which = torch.as_tensor(some)
+            which = which.reshape(which.shape + (1,) * width).expand_as(value)
+            found = which.clone() if found is None else found & which
     return found
 
 
 def without_masked(draw: Draw, filling: Tensor | float) -> Tensor:
     """The value of a draw, with `filling` where it is masked: what is not counted must not be told either."""
-    which = counted(draw)
-    return draw.value if which is None else torch.where(which, draw.value, filling)
+    return draw.value if draw.counted is None else torch.where(draw.counted, draw.value, filling)
 
 
-def inside(draw: Draw) -> Tensor:
-    """Which draws lie in the support of their distribution; masked ones always do. Broadcasts to its batch shape."""
-    found = _inside(draw.fn, draw.value)
-    return found if draw.mask is None else found | ~torch.as_tensor(draw.mask)
+def _bounds(fn: Any) -> tuple[Tensor, ...]:
+    try:
+        support: Any = fn.support
+    except NotImplementedError:
+        return ()
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    ends = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
+    return tuple(torch.as_tensor(end, dtype=torch.float64).clone() for end in ends if end is not None)
 
 
 def _inside(fn: Any, value: Tensor) -> Tensor:
+    """Which draws lie in the support of their distribution; masked ones always do."""
     if isinstance(fn, TransformedDistribution):  # its own support forgets what it was made of
         for transform in reversed(fn.transforms):
             value = transform.inv(value)
@@ -183,7 +201,7 @@ def _inside(fn: Any, value: Tensor) -> Tensor:
     if base is None:
         try:
             return torch.as_tensor(fn.support.check(value))
-        except NotImplementedError:
+        except (NotImplementedError, ValueError):  # a support that depends on what is not known
             return torch.ones(fn.batch_shape, dtype=torch.bool)
     found = _inside(base, value)
     found = found if getattr(fn, "_mask", None) is None else found | ~torch.as_tensor(fn._mask)
@@ -263,14 +281,14 @@ class Layout:
         """The value of each site that is drawn, from x (M, ...) and z (M, Z)."""
         found: dict[str, Tensor] = {}
         for name, column, sites in (("x", x, self.observed), ("z", z, self.latents)):
-            width = sum(site.numbers for site in sites)
-            flat = None if column is None else column.flatten(1)
-            if sites and (flat is None or flat.shape[1] != width):
-                came = "None" if flat is None else f"{flat.shape[1]} numbers a row"
-                raise InputError(f"{name} has {came}, expected {width} for the sites {[site.name for site in sites]}.")
-            if flat is not None:
-                parts = flat.split([site.numbers for site in sites], 1) if sites else ()
-                found |= {s.name: s.unflat(part) for s, part in zip(sites, parts, strict=True) if not s.computed}
+            widths = [site.numbers for site in sites]
+            came = 0 if column is None else column.flatten(1).shape[1]
+            if came != sum(widths):
+                wanted = f"{sum(widths)} for the sites {[site.name for site in sites]}"
+                raise InputError(f"{name} has {came} numbers a row, expected {wanted}.")
+            if column is not None and widths:
+                parts = zip(sites, column.flatten(1).split(widths, 1), strict=True)
+                found |= {site.name: site.unflat(part) for site, part in parts if not site.computed}
         return found
 
     def check(self, draws: Draws, rows: int) -> None:
@@ -295,19 +313,7 @@ def _side_by_side(sites: Sequence[Site], draws: Draws) -> Tensor:
     return torch.cat([part if part.is_floating_point() else part.to(torch.float64) for part in parts], 1)
 
 
-def find_observed(draws: Draws, observed: Sequence[str]) -> None:
-    """Raise `SimulatorError` unless the observed sites are there."""
-    for name in observed:
-        if name not in draws:
-            raise SimulatorError(
-                f"there is no site '{name}' to observe; {nearest(name, draws)} Draw it with pyro.sample('{name}', "
-                "...), or say observed=..."
-            )
-
-
 def other_sites(name: str, have: Any, want: Any, rows: int) -> SimulatorError:
     """What to raise for a site (shape or `None`) that one run has and another not."""
-    return SimulatorError(
-        f"site '{name}' has shape {have} in a run of {rows} rows, expected {want}: every run needs the same sites. "
-        "Draw to the longest loop, under poutine.mask; or say vectorized=False."
-    )
+    what = f"site '{name}' has shape {have} in a run of {rows} rows, expected {want}: every run needs the same sites."
+    return SimulatorError(f"{what} Draw to the longest loop, under poutine.mask; or say vectorized=False.")

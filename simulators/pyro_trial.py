@@ -11,17 +11,18 @@ from pyro.distributions import Normal
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_core.errors import SbiWarning, SimulatorError
+from sbi_core.errors import SbiError, SbiWarning, SimulatorError, nearest
 from sbi_core.parameters import Parameter
+from sbi_core.simulator import Mined
 from sbi_core.simulators.pyro_checks import Observed, Run, Trial, check, said
 from sbi_core.simulators.pyro_trace import (
+    DENSITIES,
+    SUPPORTS,
     Draw,
     Draws,
     Layout,
     Site,
     chain,
-    counted,
-    find_observed,
     log_density,
     other_sites,
     trace,
@@ -48,7 +49,7 @@ def try_rows(
     """Try a vectorised program at draws of the prior; return where its sites are stored.
 
     Args:
-        run: (theta (M, D), design (M, K) or `None`, values) -> draws.
+        run: of theta (M, D), design (M, K) or `None`.
         prior: of theta.
         parameters: the axes of theta.
         design: (M, K) or `None`.
@@ -63,17 +64,19 @@ def try_rows(
     runs = []
     for rows in ROWS:
         with said(f"for theta ({rows}, {theta.shape[1]})"), torch.no_grad():
-            runs.append(run(theta[:rows], None if design is None else design[:rows], {}))
+            runs.append(run(theta[:rows], None if design is None else design[:rows], {}, 0))
     layout = find_layout(runs[0], runs[1], ROWS, observed)
     columns = layout.columns(runs[1], ROWS[1])
     finite = [column.flatten(1).isfinite().all(1) for column in columns if column is not None]
     usable = torch.stack(finite).all(0).nonzero()[:, 0]
     if len(usable) < SINGLE:
         raise SimulatorError(f"x is finite in {len(usable)} of {ROWS[1]} rows. NaN marks failed rows; let fewer fail.")
-    with said("when it was run again with the same draws"), torch.no_grad():
-        theta, design, near, x, z = (None if c is None else c[usable] for c in (theta, design, near, *columns))
+    with said("when it was run again with the same draws"), torch.no_grad(), unvalidated():
+        design, near, z = (None if c is None else c[usable] for c in (design, near, columns[1]))
+        theta, x = theta[usable], columns[0][usable]
         drawn = {name: value.index_select(layout.axes[name], usable) for name, value in values_of(runs[1]).items()}
-        draws, stored = run(theta, design, drawn), layout.values(x, z)
+        draws, stored = run(theta, design, drawn, SUPPORTS), layout.values(x, z)
+        _check_log_p(draws, layout)
         trial = Trial(run, theta, design, theta.roll(1, 0), draws, stored, layout.axes, observed)
         _warn(check(trial, parameters, near))
     return layout
@@ -87,6 +90,46 @@ def _warn(single: list[str]) -> None:
             SbiWarning,
             stacklevel=2,
         )
+
+
+def mine_rows(run: Run, theta: Tensor, others: Tensor | None, design: Tensor | None, observed: Observed) -> Mined:
+    """Run a program row by row at theta (M, D), and replay each row's draws at others (M, C, D).
+
+    Rows whose run raises are NaN, and its exception is kept; if all do, the last one is raised.
+
+    Raises:
+        SimulatorError: if x has other shapes in other rows, or a run has other sites at another theta.
+    """
+    contrasts = theta.new_empty((len(theta), 0, theta.shape[1])) if others is None else others
+    rows, failures = list[tuple[Tensor, ...] | None](), dict[int, BaseException]()
+    for k, at in enumerate(theta):
+        try:
+            rows.append(_mine_row(run, at, None if design is None else design[k], contrasts[k], observed))
+        except SbiError:
+            raise
+        except Exception as error:
+            failures[k] = error
+            rows.append(None)
+    like = next((row for row in rows if row is not None), None)
+    if like is None:
+        raise failures[len(theta) - 1]
+    nothing = tuple(torch.full_like(part, torch.nan) for part in like)
+    x, score, ratio = (stacked(parts) for parts in zip(*(nothing if row is None else row for row in rows), strict=True))
+    return Mined(x, None, score, None if others is None else ratio, failures)
+
+
+def _mine_row(
+    run: Run, theta: Tensor, design: Tensor | None, others: Tensor, observed: Observed
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (...), the joint score (D,) and the joint log ratios (C,) of one run at theta (D,) to others (C, D)."""
+    leaf = theta.clone().requires_grad_()
+    draws = run(leaf, design, {}, DENSITIES)
+    trial = Trial(run, theta, design, theta, draws, values_of(draws), None, observed)
+    own = torch.stack(list(trial.log_p(draws).values())).sum(0)
+    score = torch.autograd.grad(own.sum(), leaf)[0] if own.requires_grad else torch.zeros_like(leaf)
+    with torch.no_grad(), unvalidated():
+        far = [trial.total(other) for other in others]
+    return x_of_row(draws, observed), score, own.detach() - torch.cat([theta.new_empty(0), *far])
 
 
 def x_of_row(draws: Draws, observed: Observed) -> Tensor:
@@ -103,27 +146,9 @@ def stacked(rows: Sequence[Tensor]) -> Tensor:
         if x.shape != rows[0].shape:
             raise SimulatorError(
                 f"x has shape {tuple(rows[0].shape)} in one row and {tuple(x.shape)} in another, expected the same in "
-                "all. Pad it, with zeros that pyro.deterministic puts there, or observe a summary."
+                "all. Pad it in a pyro.deterministic, or observe a summary."
             )
     return torch.stack(list(rows))
-
-
-def mine_row(
-    run: Run, theta: Tensor, design: Tensor | None, others: Tensor, observed: Observed
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a program once at theta (D,), and replay its draws at C others (C, D).
-
-    Returns:
-        x (...), the joint score (D,) and the joint log ratios log p(x, z | theta) - log p(x, z | other) (C,).
-    """
-    leaf = theta.clone().requires_grad_()
-    draws = run(leaf, design, {})
-    trial = Trial(run, theta, design, theta, draws, values_of(draws), None, observed)
-    own = torch.stack(list(trial.log_p(draws).values())).sum(0)
-    score = torch.autograd.grad(own.sum(), leaf)[0] if own.requires_grad else torch.zeros_like(leaf)
-    with torch.no_grad(), unvalidated():
-        far = [trial.total(other) for other in others]
-    return x_of_row(draws, observed), score, own.detach() - torch.cat([theta.new_empty(0), *far])
 
 
 def try_single(
@@ -137,7 +162,7 @@ def try_single(
     """Try a program at draws of the prior; return how slow it is, in one sentence.
 
     Args:
-        run: (theta (D,), design (K,) or `None`, values) -> draws.
+        run: of theta (D,), design (K,) or `None`.
         prior: of theta.
         parameters: the axes of theta.
         design: (M, K) or `None`.
@@ -149,22 +174,34 @@ def try_single(
     """
     theta = prior.sample(torch.Size([SINGLE + contrasts])).double()
     sites, seconds, single = list[int](), list[float](), dict[str, None]()
+    failure: Exception = ValueError("x is not finite, which marks a failed row")
     for row in range(SINGLE):
         setting = None if design is None else design[row % len(design)]
-        with said(f"for theta ({theta.shape[1]},)", "one theta (D,)"), torch.no_grad():
-            draws = run(theta[row], setting, {})
-        if not bool(x_of_row(draws, observed).isfinite().all()):
+        try:
+            with torch.no_grad():
+                draws = run(theta[row], setting, {}, 0)
+                usable = bool(x_of_row(draws, observed).isfinite().all())
+        except SbiError:
+            raise
+        except Exception as error:
+            failure = error
+            continue
+        if not usable:
             continue
         with said("when it was run again with the same draws", "one theta (D,)"):
-            trial = Trial(run, theta[row], setting, theta[row - 1], draws, values_of(draws), None, observed)
+            values = values_of(draws)
+            with torch.no_grad(), unvalidated():
+                draws = run(theta[row], setting, values, SUPPORTS)
+            trial = Trial(run, theta[row], setting, theta[row - 1], draws, values, None, observed)
             single |= dict.fromkeys(check(trial, parameters))
             started = time.process_time()
-            mine_row(run, theta[row], setting, theta[row + 1 : row + 1 + contrasts], observed)
+            _mine_row(run, theta[row], setting, theta[row + 1 : row + 1 + contrasts], observed)
             seconds.append(time.process_time() - started)
         sites.append(len(draws))
     _warn(list(single))
     if not sites:
-        raise SimulatorError(f"x is finite in none of {SINGLE} rows. NaN marks failed rows; let fewer fail.")
+        with said(f"for each of {SINGLE} theta ({theta.shape[1]},)", "one theta (D,)"):
+            raise failure
     each, many = median(seconds), round(median(sites))
     together = min(_vectorized_seconds(many) for _ in range(3))
     return (
@@ -181,9 +218,19 @@ def _vectorized_seconds(sites: int) -> float:
         for k in range(sites):
             pyro.sample(f"z_{k}", Normal(theta, 1.0))
 
-    total = torch.stack([log_density(draw, 0) for draw in trace(model, (leaf,)).values()]).sum()
+    total = torch.stack([log_density(draw, 0) for draw in trace(model, (leaf,), {}, DENSITIES).values()]).sum()
     torch.autograd.grad(total, leaf)
     return (time.process_time() - started) / len(leaf)
+
+
+def find_observed(draws: Draws, observed: Sequence[str]) -> None:
+    """Raise `SimulatorError` unless the observed sites are there."""
+    for name in observed:
+        if name not in draws:
+            raise SimulatorError(
+                f"there is no site '{name}' to observe; {nearest(name, draws)} Draw it with pyro.sample('{name}', "
+                "...), or say observed=..."
+            )
 
 
 def find_layout(some: Draws, more: Draws, rows: tuple[int, int], observed: Sequence[str]) -> Layout:
@@ -217,20 +264,25 @@ def _find_rows(name: str, some: Draw, more: Draw | None, rows: tuple[int, int], 
             "one axis; or say vectorized=False if the program takes one row at a time."
         )
     (axis,) = axes
-    batch = axis < some.value.ndim - some.fn.event_dim
-    if not some.computed and (not batch or _log_shape(some) != some.fn.batch_shape):
-        raise SimulatorError(
-            f"{where}, but one log p for several rows. Keep rows out of to_event, and masks in the batch shape."
-        )
     shape = shapes[0][:axis] + shapes[0][axis + 1 :]
     kind = "computed" if some.computed else type(list(chain(some.fn))[-1]).__name__
     column = "x" if observed else "z"
     return Site(name, axis, shape, some.value.dtype, column, some.computed, kind, _filling(some, axis))
 
 
+def _check_log_p(draws: Draws, layout: Layout) -> None:
+    for name, draw in draws.items():
+        log_p = draw.log_p
+        if log_p is not None and (log_p.shape != draw.fn.batch_shape or layout.axes[name] >= log_p.ndim):
+            raise SimulatorError(
+                f"site '{name}' has a value of shape {tuple(draw.value.shape)}, but one log p for several rows. Keep "
+                "rows out of to_event, and masks in the batch shape."
+            )
+
+
 def _filling(draw: Draw, axis: int) -> Tensor:
     """0 where that has a density, else the first value that counts: its slope must not be 0 times infinity."""
-    value, which = draw.value.movedim(axis, 0), counted(draw)
+    value, which = draw.value.movedim(axis, 0), draw.counted
     if which is None:
         return torch.zeros_like(value[0])
     which = which.movedim(axis, 0)
@@ -240,9 +292,3 @@ def _filling(draw: Draw, axis: int) -> Tensor:
         possible = False
     first = value.gather(0, which.byte().argmax(0, keepdim=True))[0]
     return torch.zeros_like(first) if possible else first
-
-
-def _log_shape(draw: Draw) -> torch.Size:
-    """Shape of a draw's log p, masks included."""
-    mask = () if draw.mask is None else torch.as_tensor(draw.mask).shape
-    return torch.broadcast_shapes(draw.fn.batch_shape, mask)

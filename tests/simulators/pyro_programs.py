@@ -6,7 +6,7 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
-from torch.distributions import Bernoulli, Exponential, Normal, Poisson
+from torch.distributions import Bernoulli, Binomial, Exponential, Normal, Poisson
 
 from sbi_core import Parameter
 from sbi_core.simulators import GaltonBoard, PyroSimulator
@@ -91,6 +91,31 @@ def walk_by_hand(theta, x, z, design):
     return total + Normal(torch.stack([path, steps], 1), 0.5).log_prob(x).sum(1)
 
 
+def epidemic(theta):
+    """Susceptible, infectious and recovered in six steps, written over in place; the recovered are counted."""
+    rows = len(theta)
+    s, i, r = torch.full((rows,), 20.0).double(), torch.full((rows,), 3.0).double(), torch.zeros(rows).double()
+    for day in range(6):
+        chance = 1 - torch.exp(-theta[:, 0] * i / 23)
+        new = pyro.sample(f"new_{day}", dist.Binomial(s.clone(), chance))
+        well = pyro.sample(f"well_{day}", dist.Binomial(i.clone(), 1 - torch.exp(-theta[:, 1])))
+        s -= new
+        i = i + new - well
+        r += well
+        well += 1000
+    pyro.sample("x", dist.Poisson(r + 0.1))
+
+
+def epidemic_by_hand(theta, x, z, design):
+    s, i, r = (torch.full((len(z),), n).double() for n in (20.0, 3.0, 0.0))
+    total = 0.0
+    for new, well in zip(z[:, ::2].unbind(1), z[:, 1::2].unbind(1), strict=True):
+        chance = 1 - torch.exp(-theta[:, 0] * i / 23)
+        total = total + Binomial(s, chance).log_prob(new) + Binomial(i, 1 - torch.exp(-theta[:, 1])).log_prob(well)
+        s, i, r = s - new, i + new - well, r + well
+    return total + Poisson(r + 0.1).log_prob(x[:, 0])
+
+
 def counting(theta, design):
     """Decays during a time, of which a detector sees a share; the time and the share are the design."""
     signal, background = theta.unbind(1)
@@ -120,6 +145,7 @@ PROGRAMS = {
     "decays_loop": (PyroSimulator(decays_loop, LIFETIME, observed=[f"x_{k}" for k in range(5)]), decays_by_hand),
     "mixture": (PyroSimulator(mixture, [Parameter("share", 0.2, 0.8), Parameter("mu", 0.5, 2)]), mixture_by_hand),
     "walk": (PyroSimulator(walk, [MU, Parameter("sigma", 0.5, 1.5)]), walk_by_hand),
+    "epidemic": (PyroSimulator(epidemic, [Parameter("beta", 0.5, 2), Parameter("gamma", 0.2, 1)]), epidemic_by_hand),
     "counting": (PyroSimulator(counting, **COUNTING), counting_by_hand),
 }
 """Simulators, and log p(x, z | theta, design) of each by hand."""

@@ -48,6 +48,27 @@ def moving_mixture(theta):
     noisy(pyro.sample("z", dist.MixtureSameFamily(share, parts, validate_args=False)))
 
 
+class Beyond(dist.TorchDistribution):
+    """Exponential beyond a number, which says that it may be anything."""
+
+    arg_constraints = {}  # noqa: RUF012
+    support = dist.constraints.real
+
+    def __init__(self, start):
+        self.start = start
+        super().__init__(start.shape)
+
+    def sample(self, sample_shape=()):
+        return self.start.detach() + torch.empty_like(self.start).exponential_()
+
+    def log_prob(self, value):
+        return torch.where(value < self.start, -torch.inf, self.start - value)
+
+
+def moving_unsaid(theta):
+    noisy(pyro.sample("z", Beyond(theta[:, 0])))
+
+
 def moving_count(theta):
     noisy(pyro.sample("z", dist.Binomial(theta[:, 0].mul(4).floor(), 0.5)))
 
@@ -183,6 +204,14 @@ def masked_without_slope(theta):
     noisy(torch.where(z > 0, y, 0.0))
 
 
+def changed_in_place(theta):
+    """What log p was computed with is written over before its slope is."""
+    n = torch.full((len(theta),), 5.0).double()
+    k = pyro.sample("k", dist.Binomial(n, theta[:, 0] / 3))
+    n -= k
+    noisy(n)
+
+
 def padded(theta):
     """x has room for eight, of which some are there; 0 is no value that it may have."""
     n = pyro.sample("n", dist.Poisson(theta[:, 0]))
@@ -283,6 +312,7 @@ REFUSED = [
     (moving_start, TAU, MOVES),
     (moving_log_normal, TAU, MOVES),
     (moving_mixture, TAU, MOVES),
+    (moving_unsaid, TAU, MOVES),
     (moving_count, TAU, MOVES),
     (moving_observed, TAU, "site 'x': its support moves with theta"),
     (moving_masked, TAU, "site 'y': its mask moves with theta"),
@@ -308,6 +338,7 @@ REFUSED = [
     (masked_but_used, TAU, r"masked draws of the sites \['y'\] are used"),
     (masked_but_used_in_x, TAU, r"masked draws of the sites \['y'\] are used"),
     (masked_without_slope, TAU, r"its gradient is not, at the sites \['y'\]"),
+    (changed_in_place, TAU, "a tensor is changed in place. Let it take a new name instead, as in n = n - k"),
     (all_failing, TAU, "x is finite in 0 of 64 rows"),
     (shared, TAU, "site 'z' has shape .* all rows share one draw.*" + ROW_BY_ROW),
     (crossed, TAU, r"site 'x' has shape \(50, 50\) .* one axis as long as theta.*" + ROW_BY_ROW),
@@ -370,6 +401,14 @@ def test_log_p_that_fades_is_not_refused():
     rows = simulate(simulator, 200, seed=1, progress=False)
     other = simulator.log_joint(rows.theta.roll(1, 0), rows.x.double(), rows.z.double(), None)
     assert other.isneginf().any(), "saboteur: log p does end, and is not refused for it"
+
+
+def test_a_draw_that_rounds_to_the_end_of_its_support_says_so():
+    def tiny(theta):
+        noisy(pyro.sample("z", dist.LogNormal(theta[:, 0] - 760, 1.0)))
+
+    with pytest.raises(SimulatorError, match="site 'z': log p is nan at what was drawn itself"):
+        PyroSimulator(tiny, [TAU]).check()
 
 
 def test_not_a_number_at_its_own_draw():

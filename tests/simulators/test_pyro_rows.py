@@ -123,6 +123,23 @@ def test_designs_come_row_by_row():
         run(simulator, 6)
 
 
+def test_rows_that_fail_are_kept_apart():
+    def fragile(theta):
+        z = pyro.sample("z", dist.Normal(theta[0], 1.0))
+        if z > 1.5:
+            raise ZeroDivisionError("too far")
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+    for size in (1, 20):
+        simulator = PyroSimulator(fragile, [MU], vectorized=False, rows_per_seed=size)
+        rows = run(simulator, 60, max_failures=30)
+        lost = ~rows.valid
+        assert 0 < lost.sum() < 30 and rows.joint_score[lost].isnan().all() and rows.x[lost].isnan().all()
+        assert rows.joint_score[~lost].isfinite().all() and rows.joint_log_ratio[~lost].isfinite().all()
+        assert all("too far" in text for text in rows.failures.values()) and len(rows.failures) == lost.sum()
+        check_gold(simulator, rows)
+
+
 def uneven(theta):
     n = int(pyro.sample("n", dist.Poisson(torch.tensor(2.0)))) + 1
     pyro.sample("x", dist.Normal(theta[0], 1.0).expand([n]).to_event(1))
@@ -149,7 +166,7 @@ def no_tensor(theta):
         (theta_chooses, "site 'z' is there at one theta and not at another"),
         (moving, "site 'x': its support moves with theta"),
         (no_tensor, "log p changes with 'mu', but its gradient does not say so"),
-        (gaussian, r"the program raised IndexError for theta \(1,\)"),
+        (gaussian, r"the program raised IndexError for each of 8 theta \(1,\).*Let it take one theta \(D,\)"),
     ],
 )
 def test_refused(program, words):

@@ -1,5 +1,4 @@
 import random
-import warnings
 
 import numpy as np
 import pyro
@@ -61,7 +60,7 @@ class Shifted(PyroSimulator):
         return super().log_joint(theta + 0.1 * torch.tensor([p.high - p.low for p in self.parameters]), x, z, design)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "decays", "mixture", "walk", "counting"])
+@pytest.mark.parametrize("name", ["gaussian", "decays", "mixture", "walk", "epidemic", "counting"])
 def test_gold_passes(name):
     simulator = PROGRAMS[name][0]
     rows = run(simulator, 4000)
@@ -148,6 +147,27 @@ def test_a_row_alone_is_a_row():
     assert log_joint(simulator, rows[:0], rows[:0].theta).shape == (0,)
 
 
+def test_columns_are_not_changed_by_a_program_that_writes_over_its_draws():
+    simulator, rows = PROGRAMS["epidemic"][0], run(PROGRAMS["epidemic"][0], 20)
+    before = {name: column.clone() for name, column in rows.columns().items()}
+    log_joint(simulator, rows, rows.theta)
+    assert all(torch.equal(column, before[name]) for name, column in rows.columns().items())
+    assert rows.z.max() < 30, "what was drawn, and not what was made of it"
+
+
+def test_theta_is_not_changed_by_a_program_that_writes_over_it():
+    def doubling(theta):
+        theta *= 2
+        pyro.sample("x", dist.Normal(theta[:, 0], 1.0))
+
+    simulator = PyroSimulator(doubling, [MU])
+    rows = run(simulator, 20)
+    theta, leaf = rows.theta.clone(), rows.theta.clone().requires_grad_()
+    slope = torch.autograd.grad(simulator.log_joint(leaf, rows.x, None, None).sum(), leaf)[0]
+    simulator.log_joint(rows.theta, rows.x, None, None)
+    assert torch.allclose(slope, 2 * (rows.x - 2 * theta)) and torch.equal(rows.theta, theta)
+
+
 def test_failed_rows_are_nan():
     rows = run(GAUSSIAN, 6)
     whole = log_joint(GAUSSIAN, rows, rows.theta)
@@ -194,11 +214,16 @@ def test_gold_in_single_precision_is_warned_of():
 
 
 def test_rows_depend_on_the_seed_alone():
-    """Not on workers, nor on what was drawn or checked before."""
-    simulator = PyroSimulator(gaussian, [MU], rows_per_seed=10)
-    rows = run(simulator, 60, chunk_rows=10)
+    """Not on workers, to which a program goes with what it closes over, nor on what was drawn or checked before."""
+    width = torch.tensor(2.0).double()
+
+    def model(theta):
+        noisy = dist.Normal(pyro.sample("z", dist.Normal(theta[:, 0], width)), 1.0)
+        pyro.sample("x", noisy)
+
+    rows = run(PyroSimulator(model, [MU], rows_per_seed=10), 60, chunk_rows=10)
     torch.manual_seed(5)
-    fresh = PyroSimulator(gaussian, [MU], rows_per_seed=10)
+    fresh = PyroSimulator(model, [MU], rows_per_seed=10)
     fresh.check()
     for other in (run(fresh, 60), run(fresh, 60, chunk_rows=10, workers=2)):
         assert torch.equal(rows.x, other.x) and torch.equal(rows.z, other.z)
@@ -363,8 +388,7 @@ def test_programs_without_source_are_told_apart():
 def test_objects_are_programs_too():
     for model in (Network(1.0), Callable(1.0)):
         simulator = PyroSimulator(model, [MU])
-        with warnings.catch_warnings():
-            rows = run(simulator, 40, workers=2, chunk_rows=None)
+        rows = run(simulator, 40)
         assert rows.z is None and simulator.name == f"PyroSimulator({type(model).__name__})"
         assert torch.allclose(joint_score(simulator, rows), rows.x - rows.theta, atol=1e-12)
 
