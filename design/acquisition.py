@@ -249,7 +249,8 @@ def _check_loss(loss: Loss, simulator: Simulator) -> None:
             f"loss = {name} learns a {'density of theta' if density == 'theta' else density}, which depends on how "
             "theta was chosen. Use the loss of a ratio (nre, alices) or of a likelihood (nle, scandal)."
         )
-    if {"joint_log_ratio", "joint_score"} & set(getattr(function, "needs", ())) and not simulator.has_gold:
+    gold = {"joint_log_ratio", "joint_score"} & set(getattr(function, "needs", ()))
+    if not all(simulator.may_give(column) for column in gold):
         raise MissingGold(f"loss = {name} needs gold, and simulator '{simulator.name}' has no log_joint. Use loss=nre.")
 
 

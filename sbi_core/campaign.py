@@ -80,17 +80,11 @@ def simulate(
     if seed is None:
         seed = opened.info.seed if opened is not None else fresh_seed()
     plan = _plan(simulator, n, proposal, design, seed or 0)
+    simulator.check_rows(n, plan.proposal)
     if opened is not None:
         _check_same(opened, plan)
-    example, repeats = (opened[:1].columns(), True) if opened else try_out(plan, time_limit)
-    if not repeats:
-        warnings.warn(
-            f"simulator '{simulator.name}' gives other rows for the same seed: it draws random numbers from elsewhere "
-            "than its generator (numpy.random.default_rng() without a seed, the clock, threads), or remembers earlier "
-            "calls. Its rows cannot be made again.",
-            SbiWarning,
-            stacklevel=2,
-        )
+    example, quick = (opened[:1].columns(), False) if opened else try_out(plan, time_limit)
+    ours = type(simulator).__module__.startswith("sbi_core.") and not simulator.runs_foreign_code
     chunk = opened.chunk_rows if opened is not None else chunk_rows or _chunk_rows(simulator.rows_per_seed, n)
     if store is not None and opened is None:
         opened = Store.create(store, plan.info, example, chunk)
@@ -129,6 +123,14 @@ def simulate(
         end(stop)
     if todo and failures:
         _warn(made, n, failures)
+    if quick and not ours and not _same(example, try_out(replace(plan, example={}), time_limit)[0]):
+        warnings.warn(
+            f"simulator '{simulator.name}' gives other rows for the same seed: it draws random numbers from elsewhere "
+            "than its generator (numpy.random.default_rng() without a seed, the clock, threads), or remembers earlier "
+            "calls. Its rows cannot be made again.",
+            SbiWarning,
+            stacklevel=2,
+        )
     return made
 
 
@@ -138,6 +140,11 @@ def _allowed(n: int, max_failures: int | None, time_limit: float | None) -> int:
     if time_limit is not None and not (isinstance(time_limit, int | float) and 0 < time_limit < math.inf):
         raise InputError(f"time_limit = {time_limit!r}, expected a positive number of seconds for a row, or None.")
     return n // 100 if max_failures is None else int(max_failures)
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two trial calls gave the same rows, bit for bit."""
+    return all(column.numpy().tobytes() == other[name].numpy().tobytes() for name, column in one.items())
 
 
 def _warn(made: Any, n: int, failures: Mapping[int, str]) -> None:

@@ -138,6 +138,10 @@ class Events(Simulator):
         """Number of events (M,) in each row of z (M, n_max, Z + 1)."""
         return None if z is None else z[..., -1].sum(1).round().long()
 
+    def check_rows(self, n: int, proposal: Distribution | Tensor) -> None:
+        """Let the simulator of one event warn of n runs of n_max events, at theta (D,), (n, D) or from a density."""
+        self.simulator.check_rows(n * self.n_max, proposal)
+
     def log_joint(self, theta: Tensor, x: Tensor, z: Tensor | None, design: Tensor | None) -> Tensor:
         """Sum over events of log p(x_i, z_i | theta), plus the Poisson term; theta (M, D), result (M,)."""
         if z is None:

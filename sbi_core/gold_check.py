@@ -26,7 +26,7 @@ MAX_ROWS = 20_000
 FALSE_ALARM = 1e-4
 """Probability that clean gold fails, all tests together."""
 
-_FEWEST = 30.0
+_FEWEST = 60.0
 """Effective rows below which a mean says nothing."""
 
 

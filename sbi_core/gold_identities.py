@@ -20,7 +20,7 @@ from sbi_core.seeding import block_seed
 from sbi_core.simulations import Simulations
 from sbi_core.simulator import Simulator
 
-_STEP = 0.7
+_STEP = 0.3
 """Distance of the near contrasts, in units of one over the typical size of the joint score."""
 
 TOLERANCE = 1e-5

@@ -95,6 +95,11 @@ class Simulator(abc.ABC):
         """Whether `log_joint` exists."""
         return type(self).log_joint is not Simulator.log_joint
 
+    def may_give(self, column: str) -> bool:
+        """Whether rows may have a column of gold, "joint_score" or "joint_log_ratio": mined now, or read from z."""
+        mined = self.contrasts > 0 if column == "joint_log_ratio" else type(self).mine is not Simulator.mine
+        return self.has_gold or mined
+
     @abc.abstractmethod
     def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Draw one event per row.
@@ -160,6 +165,12 @@ class Simulator(abc.ABC):
     def count(self, z: Tensor | None) -> Tensor | None:
         """Number of events in each row (M,), for simulators of runs; `None` where a row is one event."""
         return None
+
+    def check_rows(self, n: int, proposal: Distribution | Tensor) -> None:  # noqa: B027  (most have nothing to say)
+        """Warn of what a campaign should know; `simulate` calls this before n rows are drawn.
+
+        The proposal is a density of theta, event shape (D,), or one theta (D,), or one a row (n, D).
+        """
 
     def draw(self, axes: Any, simulations: Any) -> None:
         """Draw some simulations for people to look at; the default shows nothing."""

@@ -184,8 +184,8 @@ def _trained(job: Job, data: Any, gold: Mapping[str, Any] | None) -> tuple[Any, 
 
 def check_gold_exists(loss: Callable[..., Any] | None, simulator: Simulator | None) -> None:
     """Raise `MissingGold` if a loss needs what the simulator cannot give, before anything is simulated."""
-    needed = _gold_needed(loss)
-    if needed and simulator is not None and not simulator.has_gold:
+    needed = [] if simulator is None else [name for name in _gold_needed(loss) if not simulator.may_give(name)]
+    if needed and simulator is not None:
         raise MissingGold(
             f"the loss needs {' and '.join(needed)}, and simulator '{simulator.name}' has no log_joint. Use loss=carl, "
             "or give the simulator a log_joint."

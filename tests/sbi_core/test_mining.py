@@ -5,8 +5,9 @@ import torch
 from torch import distributions as td
 from toys import Shift, run, same_bits
 
-from sbi_core import Events, Mined, SimulatorError, check_gold, joint_score
+from sbi_core import Events, Mined, MissingGold, Simulator, SimulatorError, check_gold, joint_score
 from sbi_core.estimators import RatioEstimator, fit, rascal
+from sbi_core.stages import check_gold_exists
 
 
 class Mining(Shift):
@@ -101,3 +102,13 @@ def test_what_cannot_be_gold_is_refused(world, words):
 
 def test_runs_of_events_that_mine_have_no_gold():
     assert run(Events(Mining(), 3), 20).joint_score is None
+
+
+def test_what_rows_may_carry_is_known_before_they_are_made():
+    asked = ("joint_log_ratio", "joint_score")
+    worlds = (Shift(), Mining(), Scored(), type("Bare", (Scored,), {"mine": Simulator.mine})())
+    found = [[world.may_give(column) for column in asked] for world in worlds]
+    assert found == [[True, True], [True, True], [False, True], [False, False]]
+    check_gold_exists(rascal, Mining())
+    with pytest.raises(MissingGold, match="needs joint_log_ratio, and"):
+        check_gold_exists(rascal, Scored())

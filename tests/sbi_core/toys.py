@@ -83,7 +83,7 @@ class Fragile(Shift):
 
     def __init__(self, breaks_at=None):
         self._breaks_at = breaks_at
-        self._calls = -2  # two trials come first
+        self._calls = -1  # the trial comes first
 
     def sample(self, theta, design, generator):
         self._calls += 1
