@@ -329,10 +329,10 @@ if not FAST:
 # %% [markdown]
 # ## What it means for the answer
 #
-# 300 events of a true $\tau = 2.2$ µs, $s = 0.6$, and what 1000 simulations make of them: without gold, and with.
+# 150 events of a true $\tau = 2.2$ µs, $s = 0.6$, and what 1000 simulations make of them: without gold, and with.
 
 # %%
-observed = simulate(decays, 300, proposal=one_theta, seed=7, progress=False).x
+observed = simulate(decays, 150, proposal=one_theta, seed=7, progress=False).x
 axis = [torch.linspace(p.low, p.high, 121).double() for p in PARAMETERS]
 lattice = torch.stack(torch.meshgrid(*axis, indexing="ij"), -1)
 total = sum(exact(lattice, x.expand(121, 121, 2)) for x in observed)
@@ -343,7 +343,8 @@ n = 300 if FAST else 1000
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", SbiWarning)
     posteriors = {
-        name: infer(trained(name, n, 0), decays.prior, observed, iid=True, seed=1) for name in ("function", "subclass")
+        name: infer(trained(name, n, 0), decays.prior, observed, iid=True, seed=1, time_limit=600)
+        for name in ("function", "subclass")
     }
 
 figure, axes = plt.subplots(figsize=(5.6, 4.2))
