@@ -1,24 +1,16 @@
 """The Python of the guide on Pyro programs runs as it stands, block after block."""
 
-import re
-from pathlib import Path
-
 import pytest
+from guides import run_guide
 
 from sbi_core import simulate
 from sbi_core.simulators import GaltonBoard, PyroSimulator
-
-GUIDE = Path(__file__).parent.parent.parent / "tutorials" / "guide" / "pyro.md"
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sbi_core.errors.SbiWarning")
 def test_pyro(capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, object] = {}
-    blocks = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.M | re.S)
-    assert len(blocks) == 5
-    for block in blocks:
-        exec(block, names)
+    names = run_guide("pyro.md", 5)
     told = capsys.readouterr().out
     assert told.count("Bernoulli") == 20 and "torch.Size([500, 2]) torch.Size([500, 4])" in told
     walk, posterior = names["Walk"], names["posterior"]

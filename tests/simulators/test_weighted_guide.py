@@ -1,24 +1,16 @@
 """The Python of the guide on weighted events runs as it stands, block after block, and its limit is the exact one."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
+from guides import run_guide
 
 from sbi_core.inference.frequentist.record import Limits
-
-GUIDE = Path(__file__).parents[2] / "tutorials" / "guide" / "weighted_events.md"
 
 
 @pytest.mark.slow
 def test_guide(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = {}
-    blocks = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.M | re.S)
-    assert len(blocks) == 7
-    for block in blocks:
-        exec(block, names)
+    names = run_guide("weighted_events.md", 7)
     made = names["made"]
     assert torch.allclose(names["events"].rate(made.benchmarks), made.weights.sum(0), rtol=1e-9)
     found, exact = names["found"], names["exact"]
