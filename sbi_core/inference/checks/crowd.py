@@ -92,10 +92,10 @@ class Crowd:
         worst = (2 * columns.shape[1] * self._tails(columns).amin(1)).clamp(max=1.0)
         far, apart = self._distances(columns)
         known = self.state["distances"]
-        distance = _rank(known[0], far)
+        distance = rank_of(known[0], far)
         if near:
-            distance = (2 * torch.minimum(distance, _rank(-known[0].flip(0), -far))).clamp(max=1.0)
-        return dict(zip(TESTS, (worst, distance, _rank(known[1], apart)), strict=True))
+            distance = (2 * torch.minimum(distance, rank_of(-known[0].flip(0), -far))).clamp(max=1.0)
+        return dict(zip(TESTS, (worst, distance, rank_of(known[1], apart)), strict=True))
 
     def check(
         self, columns: Tensor, names: Sequence[str], level: float, *, what: str = "row", tests: Sequence[str] = TESTS
@@ -161,8 +161,8 @@ def _whitening(unit: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _rank(known: Tensor, value: Tensor) -> Tensor:
-    """Share of known (K,), ascending, that is at least value (N,); beyond most of them by a tail."""
+def rank_of(known: Tensor, value: Tensor) -> Tensor:
+    """Share of known (K,), ascending, that is at least value (N,), counting it; beyond most of them by a tail, (N,)."""
     rank = (1 + len(known) - torch.searchsorted(known, value.contiguous())) / (1 + len(known))
     tail = Tail.of(known[:, None]).probability(value[:, None])[:, 0]
     return torch.where(tail < 1, tail, rank)

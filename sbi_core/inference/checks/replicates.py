@@ -10,7 +10,7 @@ from torch import Tensor
 from sbi_core.campaign import simulate
 from sbi_core.errors import InputError
 from sbi_core.inference.checks.check import Check
-from sbi_core.inference.checks.crowd import TESTS, Crowd
+from sbi_core.inference.checks.crowd import TESTS, Crowd, rank_of
 from sbi_core.inference.checks.features import WIDEST, features_of, names_of
 from sbi_core.seeding import derived_seed, one_thread
 from sbi_core.simulator import Simulator
@@ -34,7 +34,8 @@ class Predicted:
         names: of the C statistics.
         observed: their values in x_obs, (C,).
         bands: their quantiles at `QUANTILES` among the replicates, (5, C).
-        checks: the tests of all statistics together.
+        p: share of replicates that are as strange as x_obs.
+        checks: the tests of all statistics together, each by itself.
         replicates: simulated copies of the observation.
         alike: whether all statistics are numbers of one kind, to be drawn on one axis.
     """
@@ -42,14 +43,10 @@ class Predicted:
     names: tuple[str, ...]
     observed: Tensor
     bands: Tensor
+    p: float
     checks: tuple[Check, ...]
     replicates: int
     alike: bool
-
-    @property
-    def p(self) -> float:
-        """The smallest of the p-values, times their number, at most 1."""
-        return min(1.0, len(self.checks) * min(check.value for check in self.checks))
 
     @property
     def passed(self) -> bool | None:
@@ -87,9 +84,11 @@ def replicate(simulator: Simulator, theta: Tensor, x_obs: Tensor, *, seed: int) 
     of a single observation (what stands for them if they are many, see `features_of`); of a set, the mean and standard
     deviation of each, and of class labels how often each came. All of them together take the three tests of `Crowd`:
     the most extreme one, the distance from the mean and the distance from other replicates, in whitened units, which
-    see what no statistic shows by itself. A right posterior is called doubtful once in twenty times at most. Where it
-    has learned a statistic from x_obs, p is nearer to 1 than a uniform number: fewer alarms are false, but faults that
-    another theta makes up for stay unseen.
+    see what no statistic shows by itself. One half of the replicates makes the crowd; p is the rank of the smallest of
+    the three p-values of x_obs among those of the other half.
+
+    A right posterior is called doubtful once in twenty times at most. Where it has learned a statistic from x_obs, p is
+    nearer to 1 than a uniform number: fewer alarms are false, but faults that another theta makes up for stay unseen.
 
     Args:
         simulator: draws the replicates.
@@ -114,11 +113,19 @@ def replicate(simulator: Simulator, theta: Tensor, x_obs: Tensor, *, seed: int) 
             raise InputError(f"{len(found)} of {len(theta)} replicates are finite, expected at least {FEWEST}.")
         observed = _statistics(x_obs[None], labels)
         names = _names(event, n, labels)
-        p = Crowd.of(found).probabilities(observed, near=False)  # the posterior has seen x_obs
-    checks = tuple(_judged(test, float(p[test])) for test in TESTS)
+        crowd, other = Crowd.of(found[::2]), found[1::2]
+        each, least = crowd.probabilities(observed, near=False), _strangeness(crowd, other).sort().values
+        p = float(rank_of(least, _strangeness(crowd, observed)))
+    checks = tuple(_judged(test, float(each[test])) for test in TESTS)
     bands = torch.quantile(found, torch.tensor(QUANTILES, dtype=torch.float64), dim=0)
     alike = labels is not None or (n == 1 and math.prod(event) <= WIDEST)
-    return Predicted(names, observed[0], bands, checks, len(found), alike)
+    return Predicted(names, observed[0], bands, p, checks, len(found), alike)
+
+
+def _strangeness(crowd: Crowd, statistics: Tensor) -> Tensor:
+    """Minus the log of the smallest p-value of rows (N, C), (N,); to be near to the mean is nothing strange."""
+    each = torch.stack(list(crowd.probabilities(statistics, near=False).values()))
+    return -each.amin(0).clamp(min=1e-300).log()
 
 
 def _statistics(sets: Tensor, labels: int | None) -> Tensor:
