@@ -152,7 +152,7 @@ def cell(asked: argparse.Namespace) -> dict[str, Any]:
     network |= {"pooled": []} if asked.scale == "pixel" else {}
     loss = getattr(sbi_core.estimators, asked.loss)
     loss = partial(loss, alpha=asked.alpha) if asked.alpha is not None else loss
-    head = RatioEstimator.from_data(data, embedding=network, hidden=asked.hidden, edges=asked.edges)
+    head = RatioEstimator.from_data(data, embedding=network, hidden=asked.hidden)
     started = time.process_time()
     options = {"batch_size": 128, "learning_rate": 1e-3, "max_epochs": asked.epochs, "progress": False}
     run = fit(head, loss, data, simulator=LENSES, seed=asked.seed, gold_check=False, **options)
@@ -180,7 +180,6 @@ def main() -> None:
     options.add_argument("--hidden", type=int, nargs="*", default=[32, 32, 32])
     options.add_argument("--symmetry", default="dihedral")
     options.add_argument("--scale", choices=("pixel", "image"), default="pixel")
-    options.add_argument("--edges", action=argparse.BooleanOptionalAction, default=True)
     options.add_argument("--table", action="store_true")
     asked = options.parse_args()
     if not asked.table:

@@ -1,6 +1,5 @@
 """The ratio head: one function f(theta, x) whose differences are log likelihood ratios."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sbi_core.errors import InputError
 from sbi_core.estimators.estimator import Estimator, joined
 from sbi_core.estimators.networks import mlp, reset
 from sbi_core.estimators.regression import WIDEST, GaussianRegression
@@ -18,10 +16,6 @@ from sbi_core.simulations import Simulations
 
 if TYPE_CHECKING:
     from sbi_core.estimators.losses import Batch
-
-
-_NEAR = 0.01
-"""Distance from an end, in units of the range, below which nothing is resolved more finely."""
 
 
 class RatioEstimator(Estimator):
@@ -39,9 +33,6 @@ class RatioEstimator(Estimator):
         categories: x is a class label below this number.
         hidden: widths of the hidden layers; by default three of 64, of class labels two.
         regression: whether plain numbers x may start with their linear regression (see `start`).
-        edges: whether the perceptron also reads log(u + .01) and log(1.01 - u), u from 0 to 1 between the ends of each
-            parameter's range: where the data can tell much smaller thetas apart near an end than elsewhere, as counts
-            tell small rates.
         counted: x is a zero-padded run of events, see `Estimator`.
         embedding: a network that reads x, see `Estimator`.
 
@@ -65,7 +56,6 @@ class RatioEstimator(Estimator):
         categories: int | None = None,
         hidden: Sequence[int] | None = None,
         regression: bool = True,
-        edges: bool = False,
         counted: bool = False,
         embedding: Any = None,
     ) -> None:
@@ -73,16 +63,13 @@ class RatioEstimator(Estimator):
             parameters, x_shape, designs=designs, categories=categories, counted=counted, embedding=embedding
         )
         hidden = list(hidden or ([64, 64] if categories else [64, 64, 64]))
-        self.options = {"hidden": hidden, "regression": regression} | ({"edges": True} if edges else {})
-        self.edges = edges
-        if edges and not all(math.isfinite(axis.low) and math.isfinite(axis.high) for axis in self.axes):
-            raise InputError("edges=True needs parameters with finite ends. Give each Parameter a low and a high.")
+        self.options = {"hidden": hidden, "regression": regression}
         given = len(self.axes) + len(self.designs)
         if regression and self.embedding is None and not categories and not counted and self.width <= WIDEST:
             self.regression = GaussianRegression(self.width, given)
         residuals = 0 if self.regression is None else self.width
         with seeded(0):
-            self.network = mlp(self.features + given + residuals + 2 * edges * len(self.axes), hidden, 1)
+            self.network = mlp(self.features + given + residuals, hidden, 1)
 
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""
@@ -111,24 +98,17 @@ class RatioEstimator(Estimator):
 
         def log_likelihood(theta: Tensor) -> Tensor:
             given = self._conditions(theta, design)
-            read = [seen, *given, *self._to_edges(theta)] if self.edges else [seen, *given]
             if residual is None:
-                value: Tensor = self.network(joined(read))[..., 0]
+                value: Tensor = self.network(joined([seen, *given]))[..., 0]
                 return value
             off = residual(joined(given))
             linear: Tensor = -0.5 * off.square().sum(-1)
             if regression.alone:
                 return linear
-            value = self.network(joined([*read, off]))[..., 0]
+            value = self.network(joined([seen, *given, off]))[..., 0]
             return value + linear if regression.used else value
 
         return log_likelihood
-
-    def _to_edges(self, theta: Tensor) -> list[Tensor]:
-        """Logarithms of the distances of theta (*, D) from both ends, 0 in the middle, two of (*, D)."""
-        low, high = (theta.new_tensor([getattr(axis, end) for axis in self.axes]) for end in ("low", "high"))
-        part = ((theta - low) / (high - low)).clamp(0.0, 1.0)
-        return [torch.log((way + _NEAR) / (0.5 + _NEAR)).float() for way in (part, 1 - part)]
 
     @torch.no_grad()
     def prepared(self, batch: "Batch") -> "Batch":

@@ -88,7 +88,7 @@ def test_the_hundred_lenses_are_what_they_claim() -> None:
 def test_mini_study_covers_and_learns_more_than_the_mean_image_tells() -> None:
     data = simulate(MINI, 20_000, seed=1, progress=False)
     network = {"name": "cnn", "symmetry": "dihedral", "copies": 1, "pooled": []}
-    head = RatioEstimator.from_data(data, embedding=network, hidden=[32, 32, 32], edges=True)
+    head = RatioEstimator.from_data(data, embedding=network, hidden=[32, 32, 32])
     options = {"batch_size": 128, "learning_rate": 1e-3, "max_epochs": 40, "progress": False}
     run = fit(head, alices, data, simulator=MINI, seed=1, **options)
     found = diagnose(run.estimator, MINI, n=300, seed=1, progress=False)

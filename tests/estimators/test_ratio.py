@@ -1,10 +1,9 @@
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import one_hot
 
 from sbi_core import InputError, Parameter, SbiWarning, Simulations, simulate
-from sbi_core.estimators import RatioEstimator, load_estimator
+from sbi_core.estimators import RatioEstimator
 from sbi_core.seeding import seeded
 from sbi_core.simulators import GaltonBoard, LinearGaussian
 
@@ -229,28 +228,3 @@ def test_an_evidence_from_few_draws_is_said():
     head = Exact(LinearGaussian(1))
     with pytest.warns(SbiWarning, match="of n = 150 draws of the prior only"):
         head.log_evidence(torch.tensor([8.0]).double(), n=150)
-
-
-@pytest.mark.parametrize("options", [{}, {"regression": False}, {"embedding": "cnn"}], ids=str)
-def test_edges_are_read_and_saved(options, tmp_path) -> None:
-    """Where nothing but the logarithm of the distance from an end can tell two thetas apart, f does."""
-    head, rows = scaled(RatioEstimator(AXES, (8, 8), hidden=[8], edges=True, **options))
-    nn.init.normal_(head.network[-1].weight)
-    low, middle = (torch.tensor([[part * 2e3, 5e-4]]).double() for part in (1e-3, 0.5))
-    step = torch.tensor([[2.0, 0.0]]).double()  # a thousandth of the range
-    x = rows.x[:50]
-    near, far = ((call(head, at + step, x) - call(head, at, x)).abs().mean() for at in (low, middle))
-    assert near > 5 * far
-    plain, _ = scaled(RatioEstimator(AXES, (8, 8), hidden=[8], **options))
-    nn.init.normal_(plain.network[-1].weight)
-    near, far = ((call(plain, at + step, x) - call(plain, at, x)).abs().mean() for at in (low, middle))
-    assert near < 5 * far, "saboteur: without edges both are the same small step"
-    head.trained.fill_(True)
-    head.save(tmp_path / "model")
-    assert torch.equal(call(load_estimator(tmp_path / "model"), rows.theta, rows.x), call(head, rows.theta, rows.x))
-
-
-def test_edges_need_ends() -> None:
-    free = (Parameter("mass", 0, float("inf")),)
-    with pytest.raises(InputError, match=r"edges=True needs parameters with finite ends.*Give each Parameter a low"):
-        RatioEstimator(free, (2,), edges=True)
