@@ -109,7 +109,7 @@ events = simulate(black_box, 4000, proposal=one_theta, seed=1, progress=False)
 
 figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4))
 for k, (ax, label) in enumerate(zip(axes, ("measured time [µs]", "measured energy [MeV]"), strict=True)):
-    ax.hist(events.x[:, k], 60, density=True, color=plots.GREY, alpha=0.45)
+    ax.hist(events.x[:, k], 120 if k == 0 else 50, density=True, color=plots.GREY, alpha=0.45)
     ax.set(xlabel=label, yticks=[])
 grid = torch.stack(torch.meshgrid(torch.linspace(-2, 40, 400), torch.linspace(-25, 85, 300), indexing="ij"), -1)
 density = exact(one_theta.double(), grid).exp()
@@ -357,8 +357,8 @@ for name, posterior in posteriors.items():
     axes.plot([], color=COLOURS[name], label=f"{name}, {n} simulations")
 axes.plot([], color="0.8", lw=6, label="exact")
 axes.plot(*one_theta, "+", color="k", ms=10, label="truth")
-axes.set(xlabel=PARAMETERS[0].label, ylabel=PARAMETERS[1].label, xlim=(1.4, 3.2), ylim=(0.35, 0.85))
-axes.legend()
+axes.set(xlabel=PARAMETERS[0].label, ylabel=PARAMETERS[1].label, xlim=(1, 4), ylim=(0.2, 0.9))
+axes.legend(loc="lower right")
 plt.show()
 
 # %%

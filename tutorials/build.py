@@ -1,4 +1,4 @@
-"""Make the notebooks from their text files: python tutorials/build.py
+"""Make the notebooks from their text files: python tutorials/build.py, or of some: python tutorials/build.py 02 04
 
 Every tutorials/NN_name.py (percent format) is executed and written with its outputs as tutorials/NN_name.ipynb. The
 picture of a cell with the tag figure:NAME is also written to tutorials/figures/NAME.png.
@@ -93,6 +93,8 @@ def tidy(notebook: Any) -> Any:
 
 def main() -> None:
     for source in sources():
+        if sys.argv[1:] and source.stem[:2] not in sys.argv[1:]:
+            continue
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             notebook = tidy(execute(read(source), fast=False, folder=Path(folder)))
