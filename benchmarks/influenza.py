@@ -4,7 +4,8 @@
 
 Each model is a line: stages of the infection, reporting and dispersion of the counts. For each, log p(x | beta, gamma)
 is estimated on a grid by bootstrap filters, whose likelihoods are unbiased and are averaged over seeds; the grid is
-placed around the posterior by a coarse one over the whole prior. The evidence is the mean likelihood over the prior of
+placed around the posterior by coarse ones, the first of them over the whole prior; `noise` is the standard deviation
+of the logarithm from run to run at the posterior mean. The evidence is the mean likelihood over the prior of
 `study=influenza`. At the posterior mean the filter also says how each day's count ranks among its predictions from the
 days before: of a true model these ranks are uniform. One thread, one to three minutes a line.
 """
@@ -36,6 +37,7 @@ MODELS = [
     (2, 0.7, 0.02),
     (3, 0.7, 0.02),
     (4, 0.7, 0.02),
+    (6, 0.7, 0.02),
     (3, 0.6, 0.02),
     (3, 0.8, 0.02),
     (3, 0.9, 0.02),
@@ -191,17 +193,26 @@ def reference(
 def main(particles: int, seeds: int, out: Path | None) -> None:
     """Print a line for each model, and write them down."""
     torch.set_num_threads(1)
-    names = ["stages", "reporting", "dispersion", "log_evidence", *(f"{a}{b}" for b in NAMES for a in ("", "sd_"))]
+    names = [
+        "stages",
+        "reporting",
+        "dispersion",
+        "log_evidence",
+        "noise",
+        *(f"{a}{b}" for b in NAMES for a in ("", "sd_")),
+    ]
     names += ["infected", "ranks", "seconds"]
     print(("{:>12} " * len(names)).format(*names))
     lines = []
     for model in MODELS:
         begun, world = time.perf_counter(), school(*model)
-        found = reference(world, SCHOOL, particles=particles, seeds=seeds)
-        ranks = particle_filter(world, found.mean[None], SCHOOL, particles=20_000, seed=7).ranks[0]
+        count = particles if world.stages > 1 else 20 * particles  # a model that fits badly leaves few of them
+        found = reference(world, SCHOOL, particles=count, seeds=seeds)
+        again = particle_filter(world, found.mean.expand(10, 2), SCHOOL, particles=count, seed=7)
+        noise, ranks = float(again.log_likelihood.std()), again.ranks.mean(0)
         moments = [v for pair in zip(found.mean.tolist(), found.stddev.tolist(), strict=True) for v in pair]
         size = world.population * final_size(found.r0[0])
-        told = [found.log_evidence, *moments, *found.r0, size]
+        told = [found.log_evidence, noise, *moments, *found.r0, size]
         shown = " ".join(f"{rank:.2f}" for rank in ranks.tolist())
         lines.append([*model, *(f"{value:.4f}" for value in told), shown, f"{time.perf_counter() - begun:.0f}"])
         print(("{:>12} " * len(names)).format(*map(str, lines[-1])), flush=True)

@@ -193,7 +193,9 @@ class Epidemic(Simulator):
         for t, n, shade in zip(times, simulations[:60].x, colour.to_rgba(number.numpy()), strict=False):
             axes.plot(t.numpy(), n.numpy(), "o-", ms=2.5, lw=0.8, alpha=0.7, color=shade)
         axes.set(xlabel="day", ylabel="infected" if self.observed == "prevalence" else "new infections", ylim=(0, None))
-        axes.figure.colorbar(colour, ax=axes, label=r"$R_0 = \beta / \gamma$", pad=0.02, shrink=0.8)
+        ticks = [value for value in (0.2, 0.5, 1, 2, 5, 10, 20, 50) if ends[0] <= value <= ends[1]]
+        looks = {"label": r"$R_0 = \beta / \gamma$", "ticks": ticks, "format": "%g", "pad": 0.02, "shrink": 0.8}
+        axes.figure.colorbar(colour, ax=axes, **looks).minorticks_off()
 
     def _completed(self, susceptible: Tensor, infected: Tensor) -> Tensor:
         """Stages completed by all, (*), when there are S (*), and in each stage (*, L)."""
