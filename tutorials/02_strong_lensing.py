@@ -349,7 +349,7 @@ assert FAST or all(abs(z) < 4 for _, z in covered(alone, pairs).values())
 # With thetas from all of the prior the spread was 1.4 with 20,000 images and 1.5 with 60,000, and the regions of 90%
 # held 83% of the truths: posteriors of populations are too narrow there, and more images alone did not cure it. In a
 # similar training the worst populations were those with $f_\mathrm{sub}$ below 0.02, which came out too low. One seed
-# was trained for each of these numbers (`benchmarks/lensing_information.py`): how far trainings differ they do not tell.
+# was trained for each of these numbers (`benchmarks/lensing_information.py`), so the spread over trainings is open.
 
 # %%
 offset = (hundred.mean - FIDUCIAL) / hundred.stddev
