@@ -72,7 +72,9 @@ def choose(
             raise InputError(f"StrongLensing: preset '{preset}' has no {name} (got {value}). Leave it out.")
     set_here = {name: value for name, value in {**given, **own}.items() if value is not None}
     chosen = {"sigma_v": None, "z_l": None, "offset": None, **_PRESETS[preset], **set_here}
-    chosen.setdefault("m_calibration", chosen["m_min"])
+    if conventions == "paper2019" and (preset == "catalogue" or chosen.get("oversampling", 1) > 1):
+        what = "catalogues" if preset == "catalogue" else f"oversampling = {chosen['oversampling']}"
+        raise InputError(f"StrongLensing: conventions 'paper2019' know no {what}. Take 'physics', or oversampling=1.")
     for name, (low, high, unit) in _RANGES.items():
         value = chosen.get(name)
         if value is not None and not (isinstance(value, int | float) and low <= value <= high):
@@ -81,6 +83,8 @@ def choose(
         if value is not None and whole and value != int(value):
             raise InputError(f"StrongLensing: {name} = {value}, expected a whole number.")
         chosen |= {} if value is None else {name: int(value) if whole else float(value)}
+    lowest = min(chosen["m_min"], _PRESETS["full"]["m_min"]) if preset == "full" else chosen["m_min"]
+    chosen.setdefault("m_calibration", lowest)
     if chosen["offset"] is not None:
         chosen["offset"] = tuple(map(float, chosen["offset"]))
         if len(chosen["offset"]) != 2:

@@ -65,7 +65,8 @@ class StrongLensing(Simulator):
         preset: "full", "mini" or "catalogue"; what follows overrides it.
         conventions: "physics" or "paper2019".
         m_min: lightest subhalo, solar masses.
-        m_calibration: lower end of the masses that f_sub counts; m_min unless given.
+        m_calibration: lower end of the masses that f_sub counts; m_min unless given, but 1e7 in preset full where m_min
+            is above it, so that a higher floor leaves f_sub its meaning.
         n_pixels: P, along each side.
         pixel_size: in arcsec.
         oversampling: points of light along each side of a pixel.

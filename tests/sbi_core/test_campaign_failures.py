@@ -195,7 +195,7 @@ def test_a_trial_that_hangs_is_ended():
     def asleep(theta, rng):
         time.sleep(1000)
 
-    with pytest.raises(SimulatorError, match=r"each of 10 trial calls.*no answer within 0\.2 s"):
+    with pytest.raises(SimulatorError, match=r"each of 10 trial calls.*no answer within 0\.1 s"):
         run(row_by_row(asleep), 400, time_limit=0.1)
 
 

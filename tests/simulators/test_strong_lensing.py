@@ -56,6 +56,7 @@ def test_expected_number_of_subhalos():
         ({}, 90.14),
         ({"conventions": "paper2019"}, 100.22),
         ({"m_min": 1e8, "m_calibration": 1e7}, 11.337),
+        ({"m_min": 1e8}, 11.337),  # a higher floor leaves f_sub its meaning
         ({"preset": "mini"}, 2.1594),
     ):
         world = StrongLensing(**options)
@@ -126,7 +127,7 @@ class Uncalibrated(WithoutImages):
     """Saboteur: as if f_sub counted what is drawn."""
 
     def log_joint(self, theta, x, z, design):
-        wrong = WithoutImages(n_pixels=8, m_min=self.m_min)
+        wrong = WithoutImages(n_pixels=8, m_min=self.m_min, m_calibration=self.m_min)
         return wrong.log_joint(theta, x, z, design)
 
 
@@ -227,6 +228,8 @@ def test_unsorted_subhalos_make_the_same_images():
     [
         ({"preset": "ful"}, "did you mean 'full'"),
         ({"conventions": "paper"}, "did you mean 'paper2019'"),
+        ({"preset": "mini", "conventions": "paper2019"}, "know no oversampling = 2"),
+        ({"preset": "catalogue", "conventions": "paper2019"}, "know no catalogues"),
         ({"m_min": 1e10}, r"m_min = .*, expected 1 to 1e\+09 solar masses"),
         ({"m_min": "1e8"}, "m_min = 1e8, expected"),
         ({"m_calibration": -1.0}, "m_calibration = -1.0, expected"),
