@@ -7,9 +7,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from sbi_core import FunctionSimulator, InputError, Parameter, infer, plots, simulate
+from sbi_core import Events, FunctionSimulator, InputError, Parameter, infer, plots, simulate
 from sbi_core.inference.checks.replicates import replicate
+from sbi_core.results import Results
 from sbi_core.seeding import seeded
+from sbi_core.self_check import with_checks
 from sbi_core.simulators import GaltonBoard
 
 BOARD = GaltonBoard()
@@ -75,14 +77,15 @@ def test_what_no_column_shows_is_told():
 
 def test_false_alarms_are_few():
     """Of sets whose spread the posterior cannot follow p is uniform at best; of single rows it is far from 0."""
-    theta = WORLD.prior.sample((60,)).double().repeat_interleave(12, 0)
-    x = simulate(WORLD, 60 * 12, seed=7, proposal=theta, progress=False).x.double().reshape(60, 12, 3)
+    with seeded(7):
+        theta = WORLD.prior.sample(torch.Size([40])).double().repeat_interleave(12, 0)
+    x = simulate(WORLD, 40 * 12, seed=7, proposal=theta, progress=False).x.double().reshape(40, 12, 3)
     sets = [predicted(WORLD, rows, draws=200, seed=k).p for k, rows in enumerate(x)]
-    alone = [predicted(WORLD, rows[:1], draws=200, seed=k).p for k, rows in enumerate(x)]
-    assert sum(p < 0.05 for p in sets) <= 9, "5% of 60 are 3; more than 9 have a probability of 0.1%"
-    assert sum(p < 0.05 for p in alone) <= 2
-    wide = [predicted(WORLD, 2 * rows, draws=200, seed=k).p for k, rows in enumerate(x[:20])]
-    assert sum(p < 0.05 for p in wide) >= 18, "saboteur: twice as wide"
+    alone = [predicted(WORLD, rows[:1], draws=200, seed=k).p for k, rows in enumerate(x[:20])]
+    assert sum(p < 0.05 for p in sets) <= 7, "5% of 40 are 2; more than 7 have a probability of 0.1%"
+    assert sum(p < 0.05 for p in alone) <= 1
+    wide = [predicted(WORLD, 2 * rows, draws=200, seed=k).p for k, rows in enumerate(x[:10])]
+    assert sum(p < 0.05 for p in wide) > 8, "saboteur: twice as wide"
 
 
 def test_labels_are_counted():
@@ -126,3 +129,36 @@ def test_picture(observed):
         colours = [line.get_color() for line in plots.predictive(off, axes=Figure().add_subplot()).lines]
         assert plots.VERMILION in colours, "saboteur: outside of all bands"
     assert axes.get_ylabel() == "from the median, in half 68% bands"
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "why"),
+    [
+        ({"simulator": None}, {}, "there is no simulator"),
+        ({}, {"replicates": 0}, "checks.replicates is 0"),
+        ({}, {"time_limit": 1e-9}, "100 replicates would take about"),
+        ({"x_obs": torch.tensor([[15.0]])}, {}, "of numbers, and of sets of labels"),
+        ({"simulator": Events(BOARD, 3)}, {}, "of numbers, and of sets of labels"),
+    ],
+)
+def test_a_run_says_why_nothing_was_replicated(change, options, why):
+    x_obs = torch.tensor([[12.0], [15.0], [17.0]])
+    posterior = infer(BOARD, BOARD.prior, x_obs, iid=True)
+    results = Results("toy", BOARD.parameters, seed=1, simulator=BOARD, posterior=posterior, x_obs=x_obs)
+    asked = {"iid": True, "pairs": 0, "time_limit": 100.0, "replicates": 200}
+    found = with_checks(results, BOARD, BOARD.prior, **asked)
+    assert found.posterior.verdicts["posterior predictive"].startswith("passed: x_obs lies among 200 replicates")
+    assert found.summary()["posterior_predictive"]["replicates"] == 200
+    none = with_checks(replace(results, **change), BOARD, BOARD.prior, **{**asked, **options})
+    said = none.posterior.verdicts["posterior predictive"]
+    assert said.startswith("unchecked: ") and why in said and none.summary()["posterior_predictive"] == "unchecked"
+
+
+def test_slow_worlds_are_replicated_less(monkeypatch):
+    x_obs = torch.tensor([[12.0], [15.0], [17.0]])
+    posterior = infer(BOARD, BOARD.prior, x_obs, iid=True)
+    results = Results("toy", BOARD.parameters, seed=1, simulator=BOARD, posterior=posterior, x_obs=x_obs)
+    monkeypatch.setattr("sbi_core.self_check._seconds", lambda *given: 1.0)  # for a hundred
+    for limit, count in ((2.5, 250), (30.0, 2000)):
+        found = with_checks(results, BOARD, BOARD.prior, iid=True, pairs=0, time_limit=limit, replicates=2000)
+        assert found.predicted.replicates == count
