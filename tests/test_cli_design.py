@@ -274,7 +274,7 @@ def test_folders_know_their_command(finished: Path, here: Path, capsys: pytest.C
     assert main([f"run_dir={finished}", "events=30"]) == 2
     assert "events = 30 contradicts run_dir" in capsys.readouterr().err
     assert sbi_run(["study=weinberg"]) == 2
-    assert "study=weinberg: Known: galton, lensing_full, lensing_mini, own." in capsys.readouterr().err
+    assert "study=weinberg: Known: galton, influenza, lensing_full, lensing_mini, own." in capsys.readouterr().err
 
 
 def test_help_names_its_keys(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,7 +219,8 @@ def test_tables_keep_what_failed():
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who is started in the background ignores it
 from sbi_core import FunctionSimulator, Parameter, simulate
 class Slow:
     def __call__(self, theta, rng):
