@@ -1,6 +1,7 @@
 """The boarding school of 1978, from `sbi-run study=influenza` to its posterior, its report and what contradicts it."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from sbi_core.cli import main
 from sbi_core.simulators import Epidemic
 
 OWN: dict[str, str] = {}
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "influenza.py"))
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARK = runpy.run_path(str(BENCHMARKS / "influenza.py"))
 SERIES = [3, 8, 26, 76, 225, 298, 258, 233, 189, 128, 68, 29, 14, 4]
 
 
@@ -102,3 +104,19 @@ def test_the_posterior_is_that_of_a_particle_filter(tmp_path: Path, monkeypatch:
     assert plain["posterior_predictive"]["passed"] is not True and plain["flags"]
     other = BENCHMARK["reference"](BENCHMARK["school"](1, 0.7, 0.02), SERIES, particles=400, seeds=1, cells=(11, 11))
     assert exact.log_evidence - other.log_evidence > 10, "exponential times in bed"
+
+
+@pytest.mark.slow
+def test_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = Path(__file__).parents[1] / "tutorials" / "guide" / "epidemics.md"
+    text = guide.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2 and capsys.readouterr().out.count("tensor(") == 4
+    known = {
+        line.split("|")[4].strip() for line in guide.read_text(encoding="utf-8").splitlines() if line.count("|") == 8
+    }
+    found = np.loadtxt(BENCHMARKS / "influenza.csv", delimiter=",", skiprows=1, usecols=3)
+    assert {f"{value:.1f}" for value in found} <= known, "the table is what the benchmark wrote"
