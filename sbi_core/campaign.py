@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sbi_core.chunks import Part, Task
 from sbi_core.columns import to_column
-from sbi_core.errors import InputError, SbiWarning, StoreError
+from sbi_core.errors import InputError, SbiWarning, SimulatorError, StoreError
 from sbi_core.interrupts import end, stoppable
 from sbi_core.parameters import names
 from sbi_core.plan import Plan
@@ -123,7 +123,7 @@ def simulate(
         end(stop)
     if todo and failures:
         _warn(made, n, failures)
-    if quick and not ours and not _same(example, try_out(replace(plan, example={}), time_limit)[0]):
+    if quick and not ours and not _repeats(plan, example, time_limit):
         warnings.warn(
             f"simulator '{simulator.name}' gives other rows for the same seed: it draws random numbers from elsewhere "
             "than its generator (numpy.random.default_rng() without a seed, the clock, threads), or remembers earlier "
@@ -142,9 +142,14 @@ def _allowed(n: int, max_failures: int | None, time_limit: float | None) -> int:
     return n // 100 if max_failures is None else int(max_failures)
 
 
-def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two trial calls gave the same rows, bit for bit."""
-    return all(column.numpy().tobytes() == other[name].numpy().tobytes() for name, column in one.items())
+def _repeats(plan: Plan, example: Mapping[str, Tensor], time_limit: float | None) -> bool:
+    """Whether another trial call gives the same rows, bit for bit; what is done stands, even if it fails now."""
+    try:
+        again, _ = try_out(replace(plan, example={}), time_limit)
+    except SimulatorError:
+        return True
+    same = (column.numpy().tobytes() == again[name].numpy().tobytes() for name, column in example.items())
+    return again.keys() == example.keys() and all(same)
 
 
 def _warn(made: Any, n: int, failures: Mapping[int, str]) -> None:

@@ -169,8 +169,6 @@ def _run(
         return 0
     print(f"{program.name}: interrupted; run_dir={folder} continues it.", file=sys.stderr)
     return code
-    print(f"{result}; report: {folder / 'report.html'}", flush=True)
-    return 0
 
 
 def _complain(program: Program, error: SbiError, code: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Distribution
 
 from sbi_core.campaign import simulate
-from sbi_core.errors import InputError
+from sbi_core.errors import SbiError
 from sbi_core.events import Events
 from sbi_core.inference import diagnose
 from sbi_core.inference.checks.replicates import FEWEST, replicate
@@ -62,7 +62,7 @@ def _diagnosed(
     options: dict[str, Any] = {"n": pairs, "iid": count if iid else None, "seed": results.seed, "progress": False}
     try:
         found = diagnose(estimator, world, prior=prior, time_limit=time_limit, **options)
-    except InputError as error:
+    except SbiError as error:
         return _unchecked(results, str(error))
     return replace(results, posterior=found.annotate(posterior), diagnosis=found)
 
@@ -85,7 +85,7 @@ def _replicated(results: Results, replicates: int, time_limit: float) -> Results
         theta = posterior.sample(torch.Size([count])).double()
     try:
         found = replicate(world, theta, x_obs, seed=seed)
-    except InputError as error:
+    except SbiError as error:
         return _unchecked(results, str(error), PREDICTIVE)
     posterior = copy.copy(posterior)
     posterior.verdicts = {**posterior.verdicts, PREDICTIVE: found.verdict}

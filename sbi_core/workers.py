@@ -86,6 +86,12 @@ class _Pool:
                 except BrokenProcessPool:
                     continue
                 self.failed += len(part.failures)
+                if part.error is None and part.failures and self.failed > tasks[futures[future]].allowed:
+                    row, text = min(part.failures.items())
+                    part.error = SimulatorError(
+                        f"simulator '{self.plan.simulator.name}' {text}; row {row}. {self.failed} rows failed, more "
+                        "than max_failures allows."
+                    )
                 if part.error or self.stop.signal:
                     for other in futures:
                         other.cancel()

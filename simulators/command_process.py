@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 TAIL = 1500
@@ -49,8 +50,9 @@ def run(
         except subprocess.TimeoutExpired as error:
             raise TimeoutError(f"{words[0]} had not ended after {seconds:g} s{_tail(said)}") from error
         finally:
-            if job.poll() is None:
-                os.killpg(job.pid, signal.SIGKILL)
+            if job.poll() != 0:  # what it began may go on without it
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(job.pid, signal.SIGKILL)
                 job.wait()
     if code:
         how = f"code {code}" if code > 0 else signal.Signals(-code).name

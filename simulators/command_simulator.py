@@ -125,8 +125,9 @@ class CommandSimulator(Simulator):
         self._time_limit, self._retries = time_limit, retries
         self._folder = None if folder is None else Path(folder).absolute()
         self._environment = dict(environment or {})
+        self.environment = {name: _hash(value.encode()) for name, value in self._environment.items()}
         self._prior = prior
-        self._words, self.files = _found(self.command)
+        self._words, self.files = _found(self.command, (f"theta.{format}", self.output))
         by_value = [
             axis.name for axis in (*self.parameters, *self.designs) if f"{{{axis.name}}}" in " ".join(self._words)
         ]
@@ -249,8 +250,12 @@ def _axes(given: Any) -> tuple[Parameter, ...]:
     return tuple(given)
 
 
-def _found(command: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The command's words with files made absolute, and what is in these files: name -> hash."""
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _found(command: list[str], own: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """The command's words with files made absolute, but for the call's own, and what is in these: name -> hash."""
     if not command:
         raise InputError("command is empty: expected a program and its arguments, such as 'python sim.py {input}'.")
     program = shutil.which(command[0])
@@ -258,11 +263,11 @@ def _found(command: list[str]) -> tuple[list[str], dict[str, str]]:
         raise InputError(f"command: there is no program {command[0]!r}; give its path, and make it executable.")
     words, files = [os.path.abspath(program) if os.sep in command[0] else program], {}
     for word in command[1:]:
-        words.append(os.path.abspath(word) if os.path.isfile(word) else word)
+        words.append(os.path.abspath(word) if os.path.isfile(word) and word not in own else word)
     for word, path in zip(command, words, strict=True):
         if os.sep in path and os.path.isfile(path) and (word != command[0] or os.sep in word):
             small = os.path.getsize(path) <= _FINGERPRINT
-            files[word] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if small else "large"
+            files[word] = _hash(Path(path).read_bytes()) if small else "large"
     return words, files
 
 

@@ -100,8 +100,9 @@ def test_failures_are_counted_over_chunks_and_calls(tmp_path):
             raise ValueError("odd")
         return shifted(theta, rng)
 
-    with pytest.raises(SimulatorError, match="max_failures"):
-        run(row_by_row(odd), 60, chunk_rows=10, max_failures=6)
+    for workers in (1, 2):
+        with pytest.raises(SimulatorError, match="max_failures"):
+            run(row_by_row(odd), 60, chunk_rows=10, max_failures=6, workers=workers)
     with pytest.raises(SimulatorError, match="max_failures") as caught:
         run(row_by_row(odd), 60, store=tmp_path / "run.zarr", chunk_rows=10, max_failures=6)
     assert len(Store(tmp_path / "run.zarr").failures) == 6 == len(caught.value.simulations.failures)

@@ -301,3 +301,24 @@ def test_a_run_folder_may_not_run_a_program(tmp_path, monkeypatch, capsys):
     assert "each of 3 trial calls" in capsys.readouterr().err
     assert main(["run_dir=r"]) == 2
     assert "_target_ = CommandSimulator" in capsys.readouterr().err
+
+
+def test_files_of_earlier_tries_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("theta.csv", "x.csv"):
+        Path(name).write_text("a,b\n1,2\n")
+    rows = run(CommandSimulator("cp theta.csv x.csv", BOX), 5)
+    assert torch.equal(rows.x, rows.theta) and Path("x.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_what_a_program_that_failed_began_is_ended(tmp_path):
+    number = 1000 + os.getpid() / 1e7
+    with pytest.raises(SimulatorError, match="code 3"):
+        run(CommandSimulator(["sh", "-c", f"sleep {number} & exit 3"], BOX, rows_per_seed=1, retries=0))
+    alive = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"sleep {number}" not in alive
+
+
+def test_the_environment_belongs_to_the_settings():
+    one, other = (CommandSimulator("true", BOX, environment={"M": value}) for value in "12")
+    assert one.settings != other.settings and "'1'" not in str(one.settings["environment"])

@@ -87,7 +87,8 @@ def replicate(simulator: Simulator, theta: Tensor, x_obs: Tensor, *, seed: int) 
     see what no statistic shows by itself. One half of the replicates makes the crowd; p is the rank of the smallest of
     the three p-values of x_obs among those of the other half.
 
-    A right posterior is called doubtful once in twenty times at most. Where it has learned a statistic from x_obs, p is
+    A right posterior is called doubtful about once in twenty times, once in ten at most (Meng, Ann. Stat. 22 (1994)
+    1142). Where it has learned a statistic from x_obs, p is
     nearer to 1 than a uniform number: fewer alarms are false, but faults that another theta makes up for stay unseen.
 
     Args:
