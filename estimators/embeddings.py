@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sbi_core.errors import InputError, nearest
 from sbi_core.estimators.counts import check_count
 from sbi_core.estimators.networks import Attention, ChannelsFirst, Moments, Sets, cnn, mlp, residual_mlp, resnet
-from sbi_core.estimators.symmetries import SYMMETRIES, check_copies, check_symmetry, copied
+from sbi_core.estimators.symmetries import SYMMETRIES, check_copies, check_pooled, check_symmetry, copied
 
 
 class Embedding(nn.Module):
@@ -52,6 +52,7 @@ class Embedding(nn.Module):
         copies: int | None = None,
     ) -> None:
         super().__init__()
+        check_pooled(pooled, symmetry, x_shape)
         self.network = network
         self.copies = len(SYMMETRIES[symmetry]) if copies is None else copies
         self.x_shape = x_shape

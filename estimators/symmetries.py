@@ -32,10 +32,25 @@ def copied(x: Tensor, symmetry: str, copies: int) -> Tensor:
 
 
 def averaged(values: Tensor, symmetry: str) -> Tensor:
-    """Mean over the group of numbers that belong to the places of an observation, in its shape or with sides of 1."""
+    """Mean over the group of numbers that belong to the places of an observation, in its shape or with sides of 1.
+
+    Infinite ones, of places that are constant, count only where all that they are turned into are infinite too.
+    """
     if symmetry == "none":
         return values
-    return torch.stack([_turned(values[None], *element)[0] for element in SYMMETRIES[symmetry]]).mean(0)
+    every = torch.stack([_turned(values[None], *element)[0] for element in SYMMETRIES[symmetry]])
+    finite = every.isfinite()
+    return torch.where(finite.any(0), torch.where(finite, every, 0.0).sum(0) / finite.sum(0), torch.inf)
+
+
+def check_pooled(pooled: tuple[int, ...], symmetry: str, shape: tuple[int, ...]) -> None:
+    """Raise `InputError` where rows share scales and columns do not, or the reverse, and the group mixes the two."""
+    sides = [axis % len(shape) - len(shape) in (-2, -1) for axis in pooled]
+    if symmetry in ("rotations", "dihedral") and sum(sides) == 1:
+        raise InputError(
+            f"pooled = {list(pooled)} with symmetry '{symmetry}', which turns rows of {shape} into columns: pool both "
+            "of the last two axes or neither, or use 'flips'."
+        )
 
 
 def check_symmetry(symmetry: str, shape: tuple[int, ...], allowed: tuple[str, ...]) -> None:

@@ -68,6 +68,19 @@ def test_scales_of_pixels_leave_the_symmetry_as_it_is() -> None:
     assert torch.equal(averaged(x[0], "none"), x[0])
 
 
+def test_a_dead_pixel_does_not_silence_its_mirror_images() -> None:
+    torch.manual_seed(1)
+    x = torch.randn(300, 4, 4)
+    x[:, 0, 1] = 7.0
+    scaler = Scaler((4, 4))
+    scaler.adapt(x, symmetry="dihedral")
+    assert scaler.constant == [] and all(torch.allclose(one, scaler.scale) for one in turned(scaler.scale))
+    assert float(scaler.scale[0, 2]) == pytest.approx(1, abs=0.2), "the mean of the seven that are alive"
+    x[:, [0, 0, 3, 3], [0, 3, 0, 3]] = 7.0
+    scaler.adapt(x, symmetry="dihedral")
+    assert scaler.constant == [0, 3, 12, 15], "a whole orbit"
+
+
 def test_an_estimator_with_scales_of_pixels_survives_a_file(tmp_path) -> None:
     torch.manual_seed(3)
     axes = (Parameter("a", -1, 1),)
@@ -94,6 +107,7 @@ def test_an_estimator_with_scales_of_pixels_survives_a_file(tmp_path) -> None:
         ({"symmetry": "flips", "copies": 0}, r"copies = 0, expected 1 to 4"),
         ({"symmetry": "flips", "copies": True}, r"copies = True, expected 1 to 4"),
         ({"copies": 2}, r"copies = 2, expected 1 to 1, the size of the group 'none'"),
+        ({"symmetry": "dihedral", "pooled": [0]}, r"pooled = \[0\] with symmetry 'dihedral', .*: pool both"),
         ({"pooled": [2]}, r"pooled = \[2\], expected axes of x_shape = \(8, 8\), from 0 to 1"),
     ],
 )
