@@ -9,6 +9,7 @@ of an image together, heavy ones and those that no mesh holds are summed directl
 sphere, alpha = theta_E towards its centre.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +31,10 @@ from sbi_core.simulators.subhalos import Subhalos
 HEAVY = 0.03
 """Subhalos with B / theta_s above this many arcsec are summed directly; the largest deflection is .3 of it."""
 
+_FINEST = 0.1
+"""Step in arcsec that the nodes of a mesh must not exceed, or light subhalos would not be resolved."""
+
+_LARGEST = 512  # points of a mesh along each side; finer ones cost more than a direct sum
 _WIDEST = 2.0  # arcsec; largest scale radius that the meshes know
 _KERNELS = 7
 _FEW = 4  # light subhalos in an image that are not worth a mesh
@@ -80,12 +85,19 @@ class Bender:
         """Coordinates of the points along either side in arcsec, (P,), float64."""
         return (torch.arange(self.points, dtype=torch.float64) - (self.points - 1) / 2) * self.step
 
+    @property
+    def between(self) -> int:
+        """Steps of a mesh in a step of the image: odd, so that all points of the image are points of the mesh."""
+        return 2 * math.ceil((self.step / _FINEST * (1 - 1e-9) - 1) / 2) + 1
+
     @cached_property
     def meshes(self) -> tuple[Mesh, ...]:
-        """Meshes that reach ever farther."""
+        """Meshes that reach ever farther; none for images so wide and coarse that a mesh does not pay."""
         farthest = angular_diameter_distance(torch.tensor(1.0))
         least = float(0.99 * scale_radius(torch.tensor(self.lightest, dtype=torch.float64)) / farthest / ARCSEC)
-        return tuple(Mesh(self.points, self.step, k * self.points, least, _WIDEST, _KERNELS) for k in (2, 3, 4))
+        points, step = self.points * self.between, self.step / self.between
+        sizes = (k * points for k in (2, 3, 4) if points <= _LARGEST)
+        return tuple(Mesh(points, step, size, least, _WIDEST, _KERNELS) for size in sizes)
 
     def host(self, host: Host) -> Tensor:
         """Deflection (M, 2, P, P) by hosts (M,) in arcsec, float32."""
@@ -97,8 +109,9 @@ class Bender:
         """Deflection (M, 2, P, P) by the subhalos (S,) of hosts (M,) in arcsec, float32."""
         strength, scale = deflectors(host, subhalos, as_published=self.as_published)
         far = torch.maximum(subhalos.x.abs(), subhalos.y.abs())
-        low, high = self.meshes[0].low, self.meshes[0].high
-        light = (far < self.meshes[-1].reach) & (strength < HEAVY * scale) & (scale > low) & (scale < high)
+        light = torch.zeros(len(subhalos), dtype=torch.bool)
+        for mesh in self.meshes[-1:]:
+            light = (far < mesh.reach) & (strength < HEAVY * scale) & (scale > mesh.low) & (scale < mesh.high)
         light &= torch.bincount(subhalos.lens[light], minlength=len(host))[subhalos.lens] > _FEW
         rest = ~light
         bent = direct_deflection(self.axis.to(torch.float32), len(host), subhalos[rest], strength[rest], scale[rest])
@@ -106,6 +119,7 @@ class Bender:
         farthest = farthest.scatter_reduce(0, subhalos.lens[light], far[light], "amax")
         reached = torch.zeros(len(host), dtype=torch.bool)
         reached[subhalos.lens[light].unique_consecutive()] = True
+        kept = slice(self.between // 2, None, self.between)
         for mesh in self.meshes:
             rows = reached & (farthest < mesh.reach)
             reached &= ~rows
@@ -114,5 +128,5 @@ class Bender:
                 number = torch.cumsum(rows, 0) - 1
                 columns = (subhalos.x, subhalos.y, strength, scale)
                 places = (column[these] for column in columns)
-                bent[rows] += mesh.deflection(int(rows.sum()), number[subhalos.lens[these]], *places)
+                bent[rows] += mesh.deflection(int(rows.sum()), number[subhalos.lens[these]], *places)[..., kept, kept]
         return bent

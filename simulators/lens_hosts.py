@@ -32,7 +32,7 @@ _RANGES = {
     "m_min": (1.0, 1e9, "solar masses"),
     "m_calibration": (1.0, 1e9, "solar masses"),
     "n_pixels": (8, 512, "pixels along each side"),
-    "pixel_size": (0.01, 1.0, "arcsec"),
+    "pixel_size": (0.01, 0.5, "arcsec"),
     "oversampling": (1, 16, "points along each side of a pixel"),
     "sigma_v": (SLOWEST, 500.0, "km/s"),
     "z_l": (0.01, 1.0, "(the source is at 1.5)"),
@@ -83,6 +83,12 @@ def choose(
         if value is not None and whole and value != int(value):
             raise InputError(f"StrongLensing: {name} = {value}, expected a whole number.")
         chosen |= {} if value is None else {name: int(value) if whole else float(value)}
+    faint = 10 ** (_REACH * chosen.get("error", 0.0))
+    if chosen["m_min"] < faint:
+        raise InputError(
+            f"StrongLensing: m_min = {chosen['m_min']:g} with error = {chosen['error']:g} dex, expected at least "
+            f"{faint:.3g}: measured log10 masses must stay above 0, which marks the end of a catalogue."
+        )
     lowest = min(chosen["m_min"], _PRESETS["full"]["m_min"]) if preset == "full" else chosen["m_min"]
     chosen.setdefault("m_calibration", lowest)
     if chosen["offset"] is not None:

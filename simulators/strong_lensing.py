@@ -59,7 +59,8 @@ class StrongLensing(Simulator):
     | point spread | sigma = FWHM / 2.355 = .076 arcsec, the edge continued | .053 arcsec, darkness beyond the edge |
     | noise | after the point spread | before it |
 
-    Not imitated: scores by finite differences, rounded constants of nature, neutrinos (below .2% of distances).
+    Not imitated: scores by finite differences, rounded constants of nature, neutrinos (below .2% of distances), and
+    velocity dispersions below 50 km/s (2 hosts in 10,000, drawn anew here).
 
     Args:
         preset: "full", "mini" or "catalogue"; what follows overrides it.

@@ -160,6 +160,24 @@ def test_image_error_is_below_a_hundredth_of_the_noise(corner):
     assert 0 < float(error.square().mean().sqrt()) < 0.01 and float(error.abs().max()) < 0.2
 
 
+@pytest.mark.parametrize("size", [0.2, 0.4])
+def test_image_error_with_large_pixels(monkeypatch, size):
+    """Light halos need a finer mesh than the image."""
+    world = StrongLensing(n_pixels=32, pixel_size=size)
+    assert world._bender.between == {0.2: 3, 0.4: 5}[size]
+    errors = [image_error(world, *image_of(world, corner, 1)) for corner in CORNERS]
+    assert max(float(error.square().mean().sqrt()) for error in errors) < 0.01
+    monkeypatch.setattr("sbi_core.simulators.lens_deflection._FINEST", size)
+    world = StrongLensing(n_pixels=32, pixel_size=size)
+    assert float(image_error(world, *image_of(world, "most", 1)).square().mean().sqrt()) > 0.02, "saboteur"
+
+
+def test_wide_coarse_images_are_summed_directly():
+    world = StrongLensing(n_pixels=180, pixel_size=0.4)
+    assert world._bender.meshes == ()
+    assert float(image_error(world, *image_of(world, "heaviest", 1)).abs().max()) < 1e-3
+
+
 def test_image_error_saboteur():
     """Two kernels instead of six, and light subhalos left out, are not good enough."""
     host, subhalos = image_of(FULL, "most", 1)
