@@ -214,6 +214,8 @@ def _plan(simulator: Simulator, n: int, proposal: Any, design: Any, seed: int) -
         settings=dict(simulator.settings) | ({} if isinstance(proposal, Distribution) else {"theta": _plain(proposal)}),
         seed=seed,
         design=describe(design) if isinstance(design, Distribution) else _plain(design),
+        rows_per_seed=simulator.rows_per_seed,
+        contrasts=simulator.contrasts,
     )
     return Plan(simulator, proposal, design, seed, info, n=n)
 
@@ -236,4 +238,9 @@ def _check_same(store: Store, plan: Plan) -> None:
         raise StoreError(
             f"{store.path} belongs to another campaign ({'; '.join(different)}). Choose another folder, or ask for the "
             "same."
+        )
+    if store.chunk_rows % (size := plan.simulator.rows_per_seed):  # a store that does not know its rows_per_seed
+        raise StoreError(
+            f"{store.path} has chunks of {store.chunk_rows} rows, which rows_per_seed = {size} does not divide. Choose "
+            "another folder, or set rows_per_seed as it was."
         )
