@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbi_core.errors import SbiError, SimulatorError
-from sbi_core.interrupts import RowTimeout, alarm
+from sbi_core.interrupts import Ended, RowTimeout, alarm
 from sbi_core.plan import Plan, complete
 from sbi_core.simulations import FAILED, TIMED_OUT, status_of
 from sbi_core.store import Store
@@ -94,6 +94,12 @@ def draw_chunk(plan: Plan, task: Task, path: Path | None, stopped: Callable[[], 
         except SimulatorError as broken:
             part.error = broken
             break
+        except (Ended, KeyboardInterrupt):
+            if not stopped():
+                raise
+            break  # asked for the second time; the rows before are kept
+        if failed and stopped():
+            break  # the signal may have ended what the simulator had begun
         failed = {number * size + k: error for k, error in failed.items() if number * size + k < first + task.rows}
         if len(part.failures) + len(failed) > task.allowed:
             row = min(failed)
@@ -127,7 +133,7 @@ def _drawn(plan: Plan, number: int, task: Task) -> tuple[dict[str, Tensor], dict
             raise task.skip[number]
         with alarm(seconds, task.note):
             block, failed = plan.block(number)
-    except SimulatorError:
+    except (SimulatorError, Ended):
         raise
     except SbiError as error:
         raise SimulatorError(f"simulator '{plan.simulator.name}' raised {type(error).__name__}: {error}") from error

@@ -18,6 +18,15 @@ class RowTimeout(BaseException):
     """A call took longer than its limit; no subclass of Exception, so that the code it stops does not swallow it."""
 
 
+class Ended(SystemExit):
+    """A signal ends the program, with the code 128 + its number; no mistake of the code that it comes upon."""
+
+    code: int
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
 @dataclass
 class Stop:
     """Whether a signal has asked to end.
@@ -73,7 +82,7 @@ def terminable() -> Iterator[None]:
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise Ended(number)
 
     signal.signal(signal.SIGTERM, leave)
     try:
@@ -87,7 +96,7 @@ def end(stop: Stop) -> None:
     handler = signal.getsignal(stop.signal)
     if callable(handler):
         signal.raise_signal(stop.signal)
-    raise SystemExit(128 + stop.signal)
+    raise Ended(stop.signal)
 
 
 @contextmanager
