@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbi_core.errors import SbiError, SimulatorError
-from sbi_core.interrupts import Ended, RowTimeout, alarm
+from sbi_core.interrupts import Ended, RowTimeout, alarm, end_with
 from sbi_core.plan import Plan, complete
 from sbi_core.simulations import FAILED, TIMED_OUT, status_of
 from sbi_core.store import Store
@@ -34,6 +34,7 @@ class Task:
         time_limit: seconds for a row.
         skip: blocks that are known to fail, and why.
         notes: folder in which the process says what it is doing, and in which a file `stop` asks it to end.
+        owner: the process that began the process that draws it, without which nothing is to be written.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Task:
     time_limit: float | None = None
     skip: Mapping[int, BaseException] = field(default_factory=dict)
     notes: Path | None = None
+    owner: int | None = None
 
     @property
     def note(self) -> Path | None:
@@ -120,6 +122,8 @@ def draw_chunk(plan: Plan, task: Task, path: Path | None, stopped: Callable[[], 
     columns = {name: torch.cat([block[name] for block in blocks])[: task.rows] for name in blocks[0]}
     part.columns = complete(columns, first, plan.info).columns()
     if path is not None:
+        if task.owner is not None:
+            end_with(task.owner)
         Store(path).write(task.number, part.columns, part.failures)
         part.columns = {"theta": part.columns["theta"]}
     return part

@@ -1,6 +1,6 @@
 """Running chunks: here, or in worker processes of which any may be killed."""
 
-import signal
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sbi_core.chunks import Part, ProcessDied, Task, draw_chunk
 from sbi_core.errors import SimulatorError
-from sbi_core.interrupts import Stop
+from sbi_core.interrupts import Stop, serve
 from sbi_core.plan import Plan
 
 
@@ -53,7 +53,7 @@ class _Pool:
     def run(self, tasks: list[Task]) -> Iterator[tuple[int, Part]]:
         """Yield the chunks."""
         self.stop.notes = self.folder
-        left = {task.number: replace(task, notes=self.folder) for task in tasks}
+        left = {task.number: replace(task, notes=self.folder, owner=os.getpid()) for task in tasks}
         gave_up = False
         while left and not self.stop.signal and not gave_up:
             before = len(left), self.deaths.total()
@@ -74,7 +74,7 @@ class _Pool:
         from loky.process_executor import BrokenProcessPool
 
         futures: dict[Any, int] = {}
-        with _closing(ProcessPoolExecutor(max_workers=workers, initializer=_deaf)) as pool:
+        with _closing(ProcessPoolExecutor(max_workers=workers, initializer=serve, initargs=(os.getpid(),))) as pool:
             for number, task in tasks.items():
                 allowed = replace(task, allowed=task.allowed - self.failed)
                 futures[pool.submit(draw_chunk, self.plan, allowed, self.path)] = number
@@ -128,7 +128,7 @@ def try_out(plan: Plan, time_limit: float | None) -> tuple[dict[str, Tensor], bo
 
     with tempfile.TemporaryDirectory(prefix="sbi-core-") as folder:
         note = Path(folder, "trial.txt")
-        with _closing(ProcessPoolExecutor(max_workers=1, initializer=_deaf)) as pool:
+        with _closing(ProcessPoolExecutor(max_workers=1, initializer=serve, initargs=(os.getpid(),))) as pool:
             try:
                 found: tuple[dict[str, Tensor], bool] = pool.submit(plan.trial, time_limit, note).result()
             except BrokenProcessPool as error:
@@ -146,9 +146,3 @@ def _closing(pool: Any) -> Iterator[Any]:
         pool.shutdown(wait=True, kill_workers=True)
         raise
     pool.shutdown(wait=True)
-
-
-def _deaf() -> None:
-    """Leave signals to the process that began the campaign."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
