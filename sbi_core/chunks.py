@@ -48,7 +48,7 @@ class Task:
 
     @property
     def note(self) -> Path | None:
-        """The file that holds the number of the block in progress, as long as the chunk is."""
+        """The file that holds the number of the block in progress, until the chunk has arrived."""
         return None if self.notes is None else self.notes / f"{self.number}.txt"
 
     def stopped(self) -> bool:
@@ -114,8 +114,6 @@ def draw_chunk(plan: Plan, task: Task, path: Path | None, stopped: Callable[[], 
             break
         part.failures |= {row: _in_words(error)[1] for row, error in failed.items()}
         blocks.append(block)
-    if task.note is not None:
-        task.note.unlink(missing_ok=True)
     if len(blocks) * size <= task.done:
         part.failures = {}
         return part

@@ -60,13 +60,17 @@ class _Pool:
             suspects = [number for number in left if any(chunk == number for chunk, _ in self.deaths)]
             batch = {suspects[0]: left[suspects[0]]} if suspects else dict(left)
             for number, part in self._once(batch, 1 if suspects else self.workers):
-                del left[number]
+                note = left.pop(number).note
+                assert note is not None  # every task of a pool has one
+                note.unlink(missing_ok=True)
                 self.deaths = Counter({at: n for at, n in self.deaths.items() if at[0] != number})
                 gave_up = gave_up or part.error is not None
                 yield number, part
             left = {number: self._after_deaths(task) for number, task in left.items()}
             if left and not gave_up and not self.stop.signal and before == (len(left), self.deaths.total()):
-                raise SimulatorError(f"simulator '{self.plan.simulator.name}': worker processes die before they begin.")
+                broken = f"simulator '{self.plan.simulator.name}': worker processes die before they begin."
+                yield min(left), Part(error=SimulatorError(broken))
+                return
 
     def _once(self, tasks: dict[int, Task], workers: int) -> Iterator[tuple[int, Part]]:
         """Yield the chunks of one pool until it breaks, is told to stop or has met an error."""
@@ -99,7 +103,7 @@ class _Pool:
 
     def _after_deaths(self, task: Task) -> Task:
         """Note what a chunk's process was at when it died, if it did; a block in which two died is skipped then."""
-        assert task.note is not None  # every task of a pool has one
+        assert task.note is not None
         if not task.note.exists():
             return task
         block, *why = task.note.read_text().split()

@@ -160,19 +160,6 @@ def test_a_killed_worker_costs_its_row_alone(tmp_path, clean, stored):
     check(made, clean, FAILED, "process twice")
 
 
-@pytest.mark.slow
-def test_workers_that_cannot_begin_end_the_campaign():
-    class Poison(Shift):
-        def __setstate__(self, state):
-            os._exit(1)
-
-        def __getstate__(self):
-            return {}
-
-    with pytest.raises(SimulatorError, match="die before they begin"):
-        run(Poison(), 3000, workers=2, chunk_rows=1000)
-
-
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_call_that_hangs_is_ended(tmp_path, clean, workers):
     start = time.monotonic()

@@ -6,9 +6,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
-from toys import commits
+from toys import Shift, commits, row_by_row, run
+
+from sbi_core import SimulatorError
+from sbi_core.campaign import _plan
+from sbi_core.chunks import Task, draw_chunk
 
 ORPHANED = """
 import subprocess, sys, time
@@ -55,3 +60,36 @@ def test_workers_go_with_the_process_that_began_them(orphaned):
 
 def test_programs_of_a_worker_may_be_told_to_end(orphaned):
     assert (orphaned / "said").read_text() == "True False\n"
+
+
+def test_a_chunk_is_in_progress_until_it_has_arrived(tmp_path, monkeypatch):
+    """A process that ends in the middle of writing has begun: the block that it was at is known."""
+
+    def killed(*arguments):
+        raise InterruptedError
+
+    monkeypatch.setattr("sbi_core.chunks.Store", killed)
+    task = Task(number=2, rows=10, done=0, allowed=0, notes=tmp_path)
+    plan = replace(_plan(row_by_row(), 30, None, None, seed=1), chunk_rows=10)
+    with pytest.raises(InterruptedError):
+        draw_chunk(plan, task, tmp_path)
+    assert task.note.read_text() == "29"
+
+
+class Poison(Shift):
+    """Ends the process that reads it."""
+
+    def __setstate__(self, state):
+        os._exit(1)
+
+    def __getstate__(self):
+        return {}
+
+
+def test_workers_that_cannot_begin_end_the_campaign(tmp_path):
+    store = tmp_path / "run.zarr"
+    run(Shift(), 1000, store=store, chunk_rows=1000)
+    poison = type("Shift", (Poison,), {})()
+    with pytest.raises(SimulatorError, match="die before they begin") as caught:
+        run(poison, 3000, store=store, time_limit=9)
+    assert len(caught.value.simulations) == 1000
