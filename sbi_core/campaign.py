@@ -71,7 +71,7 @@ def simulate(
         InputError: for arguments that do not fit.
         StoreError: if the store belongs to another campaign.
         SimulatorError: if the simulator broke its contract, or too many rows failed; its `.simulations` holds the rows
-            done before.
+            done before, as this function would have returned them.
         KeyboardInterrupt: on Ctrl-C, after what is in progress was finished and stored (SIGTERM: exit with code 143).
     """
     n, seed = _check_arguments(simulator, n, seed, workers, chunk_rows)
@@ -115,7 +115,7 @@ def simulate(
         rows = [Simulations(**parts[k].columns, info=plan.info) for k in sorted(parts) if parts[k].columns]
         made = replace(Simulations.concat(rows), failures=failures) if rows else None
     if error:
-        error.simulations = made[:] if made is not None else None
+        error.simulations = made or None
         raise error
     if stop.signal:
         kept = f"{len(made)} rows are in {opened.path}; the same call goes on" if opened else "give store= to keep rows"
