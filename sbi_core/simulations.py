@@ -243,7 +243,8 @@ class Simulations:
                 raise IndexError(f"row {index} of {len(self)}")
             index = slice(index, index + 1 or None)
         columns: dict[str, Any] = {name: value[index] for name, value in self.columns().items()}
-        return replace(self, **columns)
+        own = columns["row"].tolist() if self.failures else ()
+        return replace(self, **columns, failures={row: self.failures[row] for row in own if row in self.failures})
 
     @property
     def valid(self) -> Tensor:

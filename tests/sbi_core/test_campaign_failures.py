@@ -1,5 +1,6 @@
 """Rows that fail, workers that die, calls that hang, signals: the rest of the campaign is kept (faults F45 to F49)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -81,6 +82,20 @@ def test_rows_that_raise_are_marked_and_the_rest_goes_on(tmp_path, clean, worker
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             run(row_by_row(raising), 400, store=store)  # nothing is left to do
+
+
+def test_reading_failed_rows_looks_only_where_they_are(tmp_path, clean, monkeypatch):
+    with pytest.warns(SbiWarning):
+        store = run(row_by_row(raising), 400, store=tmp_path / "run.zarr", chunk_rows=10)
+    assert sorted(store[:].failures) == bad_rows(clean)
+    first, committed = bad_rows(clean)[0], store.committed()
+    monkeypatch.setattr(Store, "committed", lambda self: committed)
+    for mark in commits(store.path):
+        if int(mark.stem) != first // 10:
+            mark.write_text("unreadable")
+    assert list(store[first].failures) == [first] and not store[:first].failures
+    with pytest.raises(json.JSONDecodeError):
+        store[:]
 
 
 def test_more_failures_than_allowed_end_the_campaign(tmp_path, clean):
@@ -196,8 +211,12 @@ def test_limits_that_make_no_sense_are_refused(option, value):
 def test_tables_keep_what_failed():
     with pytest.warns(SbiWarning):
         made = run(row_by_row(raising), 400)
-    some = made[made.status == FAILED]
-    assert set(some.row.tolist()) == set(some.failures)
+    some, first = made[made.status == FAILED], min(made.failures)
+    assert set(some.row.tolist()) == set(some.failures) == set(made.failures) and len(some) > 1
+    for part in (made[first], made[[first]], made[: first + 1], made.split(0.5, seed=1)[0]):
+        own = part.row[part.status == FAILED].tolist()
+        assert sorted(part.failures) == sorted(own), "the failures of its own rows, by their number in the campaign"
+    assert not made[made.valid].failures
     with pytest.warns(SbiWarning):
         other = run(row_by_row(raising), 400, seed=5, max_failures=40)
     both = Simulations.concat([made, other])
