@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 import warnings
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ def simulate(
             worker process twice; a hundredth of n by default. They are NaN, with a status of their own, and
             `.failures` says what happened. Code that takes `rows_per_seed` rows at once fails for all of them.
         time_limit: seconds for a row; the simulator then runs in worker processes, even with `workers=1`, so that it
-            can be ended.
+            can be ended. Not on systems without SIGALRM (Windows).
 
     Returns:
         `Simulations` with n rows, or the `Store` if `store` was given. A warning tells of failed rows.
@@ -139,6 +140,8 @@ def _allowed(n: int, max_failures: int | None, time_limit: float | None) -> int:
         raise InputError(f"max_failures = {max_failures!r}, expected a whole number from 0 up, or None for n / 100.")
     if time_limit is not None and not (isinstance(time_limit, int | float) and 0 < time_limit < math.inf):
         raise InputError(f"time_limit = {time_limit!r}, expected a positive number of seconds for a row, or None.")
+    if time_limit is not None and not hasattr(signal, "SIGALRM"):
+        raise InputError(f"time_limit = {time_limit}: this system cannot interrupt a call (no SIGALRM); leave it out.")
     return n // 100 if max_failures is None else int(max_failures)
 
 

@@ -157,9 +157,11 @@ def alarm(seconds: float | None, note: Path | None) -> Iterator[None]:
     try:
         if note is not None:
             watch.start()
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # even if the alarm, which rings once, has only just rung
         watch.cancel()
         signal.signal(signal.SIGALRM, before)

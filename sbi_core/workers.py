@@ -34,7 +34,11 @@ def run_tasks(plan: Plan, tasks: list[Task], path: Path | None, workers: int, st
                 return
         return
     with tempfile.TemporaryDirectory(prefix="sbi-core-") as folder:
-        yield from _Pool(plan, path, workers, stop, Path(folder)).run(tasks)
+        stop.notes = Path(folder)
+        try:
+            yield from _Pool(plan, path, workers, stop, Path(folder)).run(tasks)
+        finally:
+            stop.notes = None
 
 
 class _Pool:
@@ -52,7 +56,6 @@ class _Pool:
 
     def run(self, tasks: list[Task]) -> Iterator[tuple[int, Part]]:
         """Yield the chunks."""
-        self.stop.notes = self.folder
         left = {task.number: replace(task, notes=self.folder, owner=os.getpid()) for task in tasks}
         gave_up = False
         while left and not self.stop.signal and not gave_up:

@@ -3,14 +3,16 @@
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
 from toys import BOX, row_by_row, run, same_bits, shifted
 
-from sbi_core import FunctionSimulator, SimulatorError, Store
+from sbi_core import FunctionSimulator, InputError, SimulatorError, Store
 from sbi_core.cli import main
-from sbi_core.interrupts import terminable
+from sbi_core.interrupts import RowTimeout, Stop, alarm, terminable
+from sbi_core.workers import run_tasks
 
 
 class Interrupting:
@@ -98,3 +100,30 @@ def test_only_what_was_interrupted_is_called_so(tmp_path, monkeypatch, capsys, w
     assert main(["run_dir=r"]) == code
     said = capsys.readouterr().err
     assert words in said and ("interrupted" in said) == (code > 1)
+
+
+def test_a_signal_after_the_workers_are_gone_is_heard(capsys):
+    stop = Stop()
+    assert list(run_tasks(None, [], None, 2, stop)) == []
+    stop.request(signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM and "finishing" in capsys.readouterr().err
+
+
+def test_an_alarm_that_rings_late_leaves_nothing_behind(tmp_path, monkeypatch):
+    """The limit is reached when the call has just ended: its process is not ended later on."""
+    before = signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr("sbi_core.interrupts.GRACE", 1000)
+    monkeypatch.setattr(signal, "setitimer", lambda which, seconds: seconds or signal.raise_signal(signal.SIGALRM))
+    with pytest.raises(RowTimeout), alarm(1000, tmp_path / "note"):
+        pass
+    watches = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    for watch in watches:
+        watch.join(0.5)
+    assert not any(watch.is_alive() for watch in watches) and signal.getsignal(signal.SIGALRM) == before
+
+
+def test_a_time_limit_that_nothing_keeps_is_refused(monkeypatch):
+    monkeypatch.delattr(signal, "SIGALRM")
+    with pytest.raises(InputError, match=r"time_limit = 3: .*leave it out"):
+        run(row_by_row(), 10, time_limit=3)
+    assert len(run(row_by_row(), 10)) == 10
