@@ -45,8 +45,8 @@ class _Pool:
     """Worker processes that come back after one was killed.
 
     A process that dies takes its pool with it, and nobody says which chunk it was. Each process notes the block that it
-    is at; those in progress when a pool breaks are tried again alone, and a block in which a process has died twice
-    counts as failed.
+    is at; chunks in progress when a pool breaks are tried again one by one, and a block in which a process has died
+    twice counts as failed.
     """
 
     def __init__(self, plan: Plan, path: Path | None, workers: int, stop: Stop, folder: Path) -> None:
@@ -60,8 +60,8 @@ class _Pool:
         gave_up = False
         while left and not self.stop.signal and not gave_up:
             before = len(left), self.deaths.total()
-            suspects = [number for number in left if any(chunk == number for chunk, _ in self.deaths)]
-            batch = {suspects[0]: left[suspects[0]]} if suspects else dict(left)
+            suspects = {chunk: left[chunk] for chunk, _ in sorted(self.deaths)}
+            batch = suspects or dict(left)
             for number, part in self._once(batch, 1 if suspects else self.workers):
                 note = left.pop(number).note
                 assert note is not None  # every task of a pool has one

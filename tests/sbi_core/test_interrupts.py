@@ -1,9 +1,11 @@
 """Signals and time limits: what they end, and that nothing of a row that they ended is kept."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -127,3 +129,17 @@ def test_a_time_limit_that_nothing_keeps_is_refused(monkeypatch):
     with pytest.raises(InputError, match=r"time_limit = 3: .*leave it out"):
         run(row_by_row(), 10, time_limit=3)
     assert len(run(row_by_row(), 10)) == 10
+
+
+def test_a_signal_to_all_processes_is_left_to_the_first(tmp_path, monkeypatch):
+    """Ctrl-C reaches the worker processes too, which finish their row and keep it."""
+    monkeypatch.setattr("sbi_core.campaign.try_out", lambda plan, seconds: plan.trial())
+
+    def both():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(0.5)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupting(5, both), 60, store=tmp_path / "run.zarr", chunk_rows=10, time_limit=60)
+    ended(tmp_path / "run.zarr", 6)
