@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 import warnings
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ def simulate(
             worker process twice; a hundredth of n by default. They are NaN, with a status of their own, and
             `.failures` says what happened. Code that takes `rows_per_seed` rows at once fails for all of them.
         time_limit: seconds for a row; the simulator then runs in worker processes, even with `workers=1`, so that it
-            can be ended.
+            can be ended. Not on systems without SIGALRM (Windows).
 
     Returns:
         `Simulations` with n rows, or the `Store` if `store` was given. A warning tells of failed rows.
@@ -71,7 +72,7 @@ def simulate(
         InputError: for arguments that do not fit.
         StoreError: if the store belongs to another campaign.
         SimulatorError: if the simulator broke its contract, or too many rows failed; its `.simulations` holds the rows
-            done before.
+            done before, as this function would have returned them.
         KeyboardInterrupt: on Ctrl-C, after what is in progress was finished and stored (SIGTERM: exit with code 143).
     """
     n, seed = _check_arguments(simulator, n, seed, workers, chunk_rows)
@@ -115,7 +116,7 @@ def simulate(
         rows = [Simulations(**parts[k].columns, info=plan.info) for k in sorted(parts) if parts[k].columns]
         made = replace(Simulations.concat(rows), failures=failures) if rows else None
     if error:
-        error.simulations = made[:] if made is not None else None
+        error.simulations = made or None
         raise error
     if stop.signal:
         kept = f"{len(made)} rows are in {opened.path}; the same call goes on" if opened else "give store= to keep rows"
@@ -139,6 +140,8 @@ def _allowed(n: int, max_failures: int | None, time_limit: float | None) -> int:
         raise InputError(f"max_failures = {max_failures!r}, expected a whole number from 0 up, or None for n / 100.")
     if time_limit is not None and not (isinstance(time_limit, int | float) and 0 < time_limit < math.inf):
         raise InputError(f"time_limit = {time_limit!r}, expected a positive number of seconds for a row, or None.")
+    if time_limit is not None and not hasattr(signal, "SIGALRM"):
+        raise InputError(f"time_limit = {time_limit}: this system cannot interrupt a call (no SIGALRM); leave it out.")
     return n // 100 if max_failures is None else int(max_failures)
 
 
@@ -214,6 +217,8 @@ def _plan(simulator: Simulator, n: int, proposal: Any, design: Any, seed: int) -
         settings=dict(simulator.settings) | ({} if isinstance(proposal, Distribution) else {"theta": _plain(proposal)}),
         seed=seed,
         design=describe(design) if isinstance(design, Distribution) else _plain(design),
+        rows_per_seed=simulator.rows_per_seed,
+        contrasts=simulator.contrasts,
     )
     return Plan(simulator, proposal, design, seed, info, n=n)
 
@@ -236,4 +241,9 @@ def _check_same(store: Store, plan: Plan) -> None:
         raise StoreError(
             f"{store.path} belongs to another campaign ({'; '.join(different)}). Choose another folder, or ask for the "
             "same."
+        )
+    if store.chunk_rows % (size := plan.simulator.rows_per_seed):  # a store that does not know its rows_per_seed
+        raise StoreError(
+            f"{store.path} has chunks of {store.chunk_rows} rows, which rows_per_seed = {size} does not divide. Choose "
+            "another folder, or set rows_per_seed as it was."
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbi_core.errors import SbiError, SimulatorError
-from sbi_core.interrupts import RowTimeout, alarm
+from sbi_core.interrupts import Ended, RowTimeout, alarm, end_with
 from sbi_core.plan import Plan, complete
 from sbi_core.simulations import FAILED, TIMED_OUT, status_of
 from sbi_core.store import Store
@@ -34,6 +34,7 @@ class Task:
         time_limit: seconds for a row.
         skip: blocks that are known to fail, and why.
         notes: folder in which the process says what it is doing, and in which a file `stop` asks it to end.
+        owner: the process that began the process that draws it, without which nothing is to be written.
     """
 
     number: int
@@ -43,10 +44,11 @@ class Task:
     time_limit: float | None = None
     skip: Mapping[int, BaseException] = field(default_factory=dict)
     notes: Path | None = None
+    owner: int | None = None
 
     @property
     def note(self) -> Path | None:
-        """The file that holds the number of the block in progress, as long as the chunk is."""
+        """The file that holds the number of the block in progress, until the chunk has arrived."""
         return None if self.notes is None else self.notes / f"{self.number}.txt"
 
     def stopped(self) -> bool:
@@ -94,6 +96,12 @@ def draw_chunk(plan: Plan, task: Task, path: Path | None, stopped: Callable[[], 
         except SimulatorError as broken:
             part.error = broken
             break
+        except (Ended, KeyboardInterrupt):
+            if not stopped():
+                raise
+            break  # asked for the second time; the rows before are kept
+        if failed and stopped():
+            break  # the signal may have ended what the simulator had begun
         failed = {number * size + k: error for k, error in failed.items() if number * size + k < first + task.rows}
         if len(part.failures) + len(failed) > task.allowed:
             row = min(failed)
@@ -106,14 +114,14 @@ def draw_chunk(plan: Plan, task: Task, path: Path | None, stopped: Callable[[], 
             break
         part.failures |= {row: _in_words(error)[1] for row, error in failed.items()}
         blocks.append(block)
-    if task.note is not None:
-        task.note.unlink(missing_ok=True)
     if len(blocks) * size <= task.done:
         part.failures = {}
         return part
     columns = {name: torch.cat([block[name] for block in blocks])[: task.rows] for name in blocks[0]}
     part.columns = complete(columns, first, plan.info).columns()
     if path is not None:
+        if task.owner is not None:
+            end_with(task.owner)
         Store(path).write(task.number, part.columns, part.failures)
         part.columns = {"theta": part.columns["theta"]}
     return part
@@ -127,7 +135,7 @@ def _drawn(plan: Plan, number: int, task: Task) -> tuple[dict[str, Tensor], dict
             raise task.skip[number]
         with alarm(seconds, task.note):
             block, failed = plan.block(number)
-    except SimulatorError:
+    except (SimulatorError, Ended):
         raise
     except SbiError as error:
         raise SimulatorError(f"simulator '{plan.simulator.name}' raised {type(error).__name__}: {error}") from error

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sbi_core.arguments import CONFIG, command_line, read_arguments
 from sbi_core.errors import InputError, SbiError, SbiWarning
-from sbi_core.interrupts import terminable
+from sbi_core.interrupts import Ended, terminable
 from sbi_core.run_folder import read_record, recall
 from sbi_core.seeding import fresh_seed
 from sbi_core.settings import EMBEDDING, MANNER, PROGRAM_RUNNERS, Program
@@ -162,8 +162,10 @@ def _run(
         return _complain(program, error, 1)
     except KeyboardInterrupt:
         code = 130
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
+    except Ended as stop:
+        code = stop.code
+    except SystemExit as error:
+        return _complain(program, error, 1)
     else:
         print(f"{result}; report: {folder / 'report.html'}", flush=True)
         return 0
@@ -171,7 +173,7 @@ def _run(
     return code
 
 
-def _complain(program: Program, error: SbiError, code: int) -> int:
+def _complain(program: Program, error: BaseException, code: int) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     print(f"{program.name}: {type(error).__name__}: {error}", file=sys.stderr)

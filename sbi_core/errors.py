@@ -37,7 +37,7 @@ class TrainingError(SbiError):
 class SimulatorError(SbiError):
     """The simulator broke its contract.
 
-    `simulations` holds the rows that were complete before (`None` if there are none).
+    `simulations` holds the rows that were complete before, a `Store` if they are in one (`None` if there are none).
     """
 
     simulations: Any = None

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,21 @@ GRACE = 5.0
 """Seconds after its time limit at which a call that does not end ends its process."""
 
 
+WATCH = 0.5
+"""Seconds between two looks of a worker at the process that began it."""
+
+
 class RowTimeout(BaseException):
     """A call took longer than its limit; no subclass of Exception, so that the code it stops does not swallow it."""
+
+
+class Ended(SystemExit):
+    """A signal ends the program, with the code 128 + its number; no mistake of the code that it comes upon."""
+
+    code: int
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
 
 
 @dataclass
@@ -38,18 +52,42 @@ class Stop:
         print("finishing what is in progress; interrupt again to stop at once.", file=sys.stderr)
 
 
+def ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing on a signal; unlike `signal.SIG_IGN`, this is not inherited by programs that are begun."""
+
+
+def serve(parent: int) -> None:
+    """Make this process a worker of the process `parent`: it leaves signals to that one, and ends with it."""
+    signal.signal(signal.SIGINT, ignore)
+    signal.signal(signal.SIGTERM, ignore)
+
+    def watch() -> None:
+        while True:
+            time.sleep(WATCH)
+            end_with(parent)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with(parent: int) -> None:
+    """End this process at once if the process `parent`, which began it, is gone."""
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 @contextmanager
 def stoppable() -> Iterator[Stop]:
     """Let the first Ctrl-C or SIGTERM ask to end in good order, and the second end at once.
 
-    The block of code looks at `Stop.signal` and returns early. Outside the main thread signals stay as they are.
+    The block of code looks at `Stop.signal` and returns early. Outside the main thread signals stay as they are, and so
+    do those that are ignored.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: old for number, old in handlers.items() if old not in (None, signal.SIG_IGN)}
+    before = {number: old for number, old in handlers.items() if old not in (None, signal.SIG_IGN, ignore)}
 
     def ask(number: int, frame: FrameType | None) -> None:
         for each, handler in before.items():
@@ -73,7 +111,7 @@ def terminable() -> Iterator[None]:
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise Ended(number)
 
     signal.signal(signal.SIGTERM, leave)
     try:
@@ -87,7 +125,7 @@ def end(stop: Stop) -> None:
     handler = signal.getsignal(stop.signal)
     if callable(handler):
         signal.raise_signal(stop.signal)
-    raise SystemExit(128 + stop.signal)
+    raise Ended(stop.signal)
 
 
 @contextmanager
@@ -119,9 +157,11 @@ def alarm(seconds: float | None, note: Path | None) -> Iterator[None]:
     try:
         if note is not None:
             watch.start()
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # even if the alarm, which rings once, has only just rung
         watch.cancel()
         signal.signal(signal.SIGALRM, before)

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from sbi_core.columns import check_labels, to_column
 from sbi_core.errors import SbiError, SimulatorError
-from sbi_core.interrupts import RowTimeout, alarm
+from sbi_core.interrupts import Ended, RowTimeout, alarm
 from sbi_core.seeding import block_seed, one_thread, seeded, torch_generator
 from sbi_core.simulations import Info, Simulations
 from sbi_core.simulator import Mined, Simulator
@@ -95,9 +95,9 @@ class Plan:
                 if len(failed) < rows:
                     break
                 failure: BaseException = failed[0]
-            except SbiError:
+            except (SbiError, Ended):
                 raise
-            except (Exception, RowTimeout) as error:
+            except (Exception, RowTimeout, SystemExit) as error:
                 failure = error
         else:
             theta = plan._given(0, rows, block_seed(plan.seed, 0).spawn(5))["theta"][0].tolist()

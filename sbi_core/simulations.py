@@ -40,6 +40,8 @@ class Info:
         settings: what else fixes the rows.
         seed: of the campaign; `None` for rows made elsewhere.
         design: description of the designs that were asked for.
+        rows_per_seed: rows that were drawn together; `None` if unknown.
+        contrasts: thetas kept beside each row's own; `None` if unknown.
     """
 
     parameters: tuple[Parameter, ...]
@@ -51,6 +53,8 @@ class Info:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     design: Any = None
+    rows_per_seed: int | None = None
+    contrasts: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a file."""
@@ -239,7 +243,8 @@ class Simulations:
                 raise IndexError(f"row {index} of {len(self)}")
             index = slice(index, index + 1 or None)
         columns: dict[str, Any] = {name: value[index] for name, value in self.columns().items()}
-        return replace(self, **columns)
+        own = columns["row"].tolist() if self.failures else ()
+        return replace(self, **columns, failures={row: self.failures[row] for row in own if row in self.failures})
 
     @property
     def valid(self) -> Tensor:

@@ -145,16 +145,22 @@ class Store:
 
     def committed(self) -> dict[int, int]:
         """Return chunk -> rows that may be trusted, in order."""
-        return {chunk: mark["rows"] for chunk, mark in self._marks()}
+        return {chunk: self._mark(chunk)["rows"] for chunk in self._marked()}
 
     @property
     def failures(self) -> dict[int, str]:
         """Number of a row in its campaign -> what happened there, for rows whose simulator failed or took too long."""
-        return {int(row): text for _, mark in self._marks() for row, text in mark.get("failures", {}).items()}
+        return self._failures(self._marked())
 
-    def _marks(self) -> list[tuple[int, dict[str, Any]]]:
-        marks = sorted((self.path / "commits").glob("[0-9]*.json"))
-        return [(int(mark.stem), json.loads(mark.read_text())) for mark in marks]
+    def _failures(self, chunks: Iterable[int]) -> dict[int, str]:
+        return {int(row): text for k in chunks for row, text in self._mark(k).get("failures", {}).items()}
+
+    def _marked(self) -> list[int]:
+        return sorted(int(mark.stem) for mark in (self.path / "commits").glob("[0-9]*.json"))
+
+    def _mark(self, chunk: int) -> dict[str, Any]:
+        mark: dict[str, Any] = json.loads((self.path / "commits" / f"{chunk:08d}.json").read_text())
+        return mark
 
     def __len__(self) -> int:
         return sum(self.committed().values())
@@ -175,8 +181,9 @@ class Store:
 
     def _simulations(self, wanted: np.ndarray) -> Simulations:
         columns = {name: torch.from_numpy(self._read(name, wanted)) for name in self._arrays}
-        failed = bool((columns["status"] >= FAILED).any())
-        return Simulations(**columns, info=self.info, failures=self.failures if failed else {})
+        failed = columns["row"][columns["status"] >= FAILED].tolist()
+        texts = self._failures({row // self.chunk_rows for row in failed})
+        return Simulations(**columns, info=self.info, failures={row: texts[row] for row in failed if row in texts})
 
     def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Read rows in whole runs: consecutive numbers cost one read."""

@@ -1,6 +1,6 @@
 """Running chunks: here, or in worker processes of which any may be killed."""
 
-import signal
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sbi_core.chunks import Part, ProcessDied, Task, draw_chunk
 from sbi_core.errors import SimulatorError
-from sbi_core.interrupts import Stop
+from sbi_core.interrupts import Stop, serve
 from sbi_core.plan import Plan
 
 
@@ -34,15 +34,19 @@ def run_tasks(plan: Plan, tasks: list[Task], path: Path | None, workers: int, st
                 return
         return
     with tempfile.TemporaryDirectory(prefix="sbi-core-") as folder:
-        yield from _Pool(plan, path, workers, stop, Path(folder)).run(tasks)
+        stop.notes = Path(folder)
+        try:
+            yield from _Pool(plan, path, workers, stop, Path(folder)).run(tasks)
+        finally:
+            stop.notes = None
 
 
 class _Pool:
     """Worker processes that come back after one was killed.
 
     A process that dies takes its pool with it, and nobody says which chunk it was. Each process notes the block that it
-    is at; those in progress when a pool breaks are tried again alone, and a block in which a process has died twice
-    counts as failed.
+    is at; chunks in progress when a pool breaks are tried again one by one, and a block in which a process has died
+    twice counts as failed.
     """
 
     def __init__(self, plan: Plan, path: Path | None, workers: int, stop: Stop, folder: Path) -> None:
@@ -52,21 +56,24 @@ class _Pool:
 
     def run(self, tasks: list[Task]) -> Iterator[tuple[int, Part]]:
         """Yield the chunks."""
-        self.stop.notes = self.folder
-        left = {task.number: replace(task, notes=self.folder) for task in tasks}
+        left = {task.number: replace(task, notes=self.folder, owner=os.getpid()) for task in tasks}
         gave_up = False
         while left and not self.stop.signal and not gave_up:
             before = len(left), self.deaths.total()
-            suspects = [number for number in left if any(chunk == number for chunk, _ in self.deaths)]
-            batch = {suspects[0]: left[suspects[0]]} if suspects else dict(left)
+            suspects = {chunk: left[chunk] for chunk, _ in sorted(self.deaths)}
+            batch = suspects or dict(left)
             for number, part in self._once(batch, 1 if suspects else self.workers):
-                del left[number]
+                note = left.pop(number).note
+                assert note is not None  # every task of a pool has one
+                note.unlink(missing_ok=True)
                 self.deaths = Counter({at: n for at, n in self.deaths.items() if at[0] != number})
                 gave_up = gave_up or part.error is not None
                 yield number, part
             left = {number: self._after_deaths(task) for number, task in left.items()}
             if left and not gave_up and not self.stop.signal and before == (len(left), self.deaths.total()):
-                raise SimulatorError(f"simulator '{self.plan.simulator.name}': worker processes die before they begin.")
+                broken = f"simulator '{self.plan.simulator.name}': worker processes die before they begin."
+                yield min(left), Part(error=SimulatorError(broken))
+                return
 
     def _once(self, tasks: dict[int, Task], workers: int) -> Iterator[tuple[int, Part]]:
         """Yield the chunks of one pool until it breaks, is told to stop or has met an error."""
@@ -74,7 +81,7 @@ class _Pool:
         from loky.process_executor import BrokenProcessPool
 
         futures: dict[Any, int] = {}
-        with _closing(ProcessPoolExecutor(max_workers=workers, initializer=_deaf)) as pool:
+        with _closing(ProcessPoolExecutor(max_workers=workers, initializer=serve, initargs=(os.getpid(),))) as pool:
             for number, task in tasks.items():
                 allowed = replace(task, allowed=task.allowed - self.failed)
                 futures[pool.submit(draw_chunk, self.plan, allowed, self.path)] = number
@@ -99,7 +106,7 @@ class _Pool:
 
     def _after_deaths(self, task: Task) -> Task:
         """Note what a chunk's process was at when it died, if it did; a block in which two died is skipped then."""
-        assert task.note is not None  # every task of a pool has one
+        assert task.note is not None
         if not task.note.exists():
             return task
         block, *why = task.note.read_text().split()
@@ -128,7 +135,7 @@ def try_out(plan: Plan, time_limit: float | None) -> tuple[dict[str, Tensor], bo
 
     with tempfile.TemporaryDirectory(prefix="sbi-core-") as folder:
         note = Path(folder, "trial.txt")
-        with _closing(ProcessPoolExecutor(max_workers=1, initializer=_deaf)) as pool:
+        with _closing(ProcessPoolExecutor(max_workers=1, initializer=serve, initargs=(os.getpid(),))) as pool:
             try:
                 found: tuple[dict[str, Tensor], bool] = pool.submit(plan.trial, time_limit, note).result()
             except BrokenProcessPool as error:
@@ -146,9 +153,3 @@ def _closing(pool: Any) -> Iterator[Any]:
         pool.shutdown(wait=True, kill_workers=True)
         raise
     pool.shutdown(wait=True)
-
-
-def _deaf() -> None:
-    """Leave signals to the process that began the campaign."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,3 +1,4 @@
+import json
 import random
 import runpy
 from functools import cache
@@ -164,6 +165,37 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     run(LinearGaussian(), 20, store=tmp_path / "run.zarr")
     with pytest.raises(StoreError, match=r"settings: .*noise_std': 1.0.*noise_std': 1.5"):
         run(LinearGaussian(noise_std=1.5), 30, store=tmp_path / "run.zarr")
+
+
+def contrasted(theta, alt, rng):
+    return {"x": theta, "joint_log_ratio": 0 * alt[:, :, 0]}
+
+
+def without_block_sizes(path):
+    """Make a store one of those that do not know how their rows were drawn."""
+    meta = json.loads((path / "zarr.json").read_text())
+    for name in ("rows_per_seed", "contrasts"):
+        del meta["attributes"]["sbi_core"]["info"][name]
+    (path / "zarr.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_rows_drawn_in_other_blocks_do_not_continue_a_campaign(tmp_path, old):
+    path = tmp_path / "run.zarr"
+    run(row_by_row(rows_per_seed=10), 40, store=path, chunk_rows=20)
+    if old:
+        without_block_sizes(path)
+        assert len(run(row_by_row(rows_per_seed=10), 50, store=path)) == 50, "what is not known is taken as given"
+    with pytest.raises(StoreError, match="rows_per_seed = 15" if old else "rows_per_seed: found 10, asked 15"):
+        run(row_by_row(rows_per_seed=15), 60, store=path)
+    rows = run(row_by_row(rows_per_seed=10), 60, store=path)[:]
+    assert len(rows.theta[:, 0].unique()) == 60, "no row comes twice"
+
+
+def test_other_contrasts_do_not_continue_a_campaign(tmp_path):
+    run(FunctionSimulator(contrasted, BOX, contrasts=2), 40, store=tmp_path / "run.zarr")
+    with pytest.raises(StoreError, match="contrasts: found 2, asked 3"):
+        run(FunctionSimulator(contrasted, BOX, contrasts=3), 60, store=tmp_path / "run.zarr")
 
 
 @pytest.mark.parametrize("other", [1.0, 2.0])

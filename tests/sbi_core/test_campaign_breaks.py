@@ -9,7 +9,7 @@ import time
 import pytest
 from toys import BOX, Fragile, Shift, commits, run, same_bits, shifted
 
-from sbi_core import FunctionSimulator, SimulatorError, Store
+from sbi_core import FunctionSimulator, Simulations, SimulatorError, Store
 
 
 @pytest.mark.parametrize("breaks_at", [0, 3, 4, 11])
@@ -21,6 +21,7 @@ def test_rows_before_a_breakdown_are_kept(tmp_path, breaks_at, stored):
     with pytest.raises(SimulatorError, match="out of nails") as caught:
         run(Fragile(breaks_at), 200, store=store, chunk_rows=30)
     kept = caught.value.simulations
+    assert isinstance(kept, Store if stored else Simulations) or not breaks_at, "what is on disk stays there"
     assert (0 if kept is None else len(kept)) == 10 * breaks_at
     if breaks_at:
         assert same_bits(kept, clean[: 10 * breaks_at])
