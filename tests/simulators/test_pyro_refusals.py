@@ -300,6 +300,21 @@ def stepped(theta):
     noisy(theta[:, 0].mul(4).round())
 
 
+def single_beside_detached(theta):
+    """A site in single precision must not hide another's lost gradient."""
+    z = pyro.sample("z", dist.Normal(theta[:, 0].float(), 1.0))
+    noisy(z.double() + theta[:, 0] * theta[:, 0].detach())
+
+
+def half_detached_single(theta):
+    a = theta[:, 0].float()
+    noisy(a * a.detach())
+
+
+def stepped_beside_another(theta):
+    noisy(pyro.sample("z", dist.Normal(theta[:, 0], 1.0)) + theta[:, 0].mul(4).round())
+
+
 def outside(theta):
     pyro.sample("x", dist.Bernoulli(1.5 * theta[:, 0]))
 
@@ -354,6 +369,9 @@ REFUSED = [
     (detached, TAU, "log p changes with 'tau', but its gradient does not say so"),
     (half_detached, TAU, "log p changes with 'tau', but its gradient does not say so"),
     (stepped, TAU, "log p changes with 'tau', but its gradient does not say so"),
+    (single_beside_detached, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
+    (half_detached_single, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
+    (stepped_beside_another, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
     (outside, BIASED, "the program raised ValueError"),
 ]
 
