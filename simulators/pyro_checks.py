@@ -17,7 +17,6 @@ from sbi_core.simulators.pyro_trace import (
     Draws,
     log_density,
     unvalidated,
-    values_of,
 )
 
 Run = Callable[[Tensor, Tensor | None, Mapping[str, Tensor], int], Draws]
@@ -56,7 +55,7 @@ class Trial:
         theta: (M, D), or (D,) of a program that takes one row at a time.
         design: (M, K), (K,) or `None`.
         other: another theta for each row, like `theta`.
-        draws: the run.
+        draws: the run, masked draws as they were.
         values: what is stored of it, by site.
         axes: where the rows stand in each site; `None` for one row.
         observed: names of the observed sites.
@@ -132,11 +131,10 @@ def check(trial: Trial, parameters: Sequence[Parameter], near: Tensor | None = N
         SimulatorError: in one sentence, if gold would be wrong.
     """
     with unvalidated(), torch.no_grad():
+        _check_masked(trial)
         own = trial.log_p(trial.replay(trial.theta))
         _check_own(trial, own)
         _check_hidden(trial)
-        if trial.axes is not None:
-            _check_masked(trial, own)
         _check_moves(trial, trial.replay(trial.other, depth=SUPPORTS), "theta")
         _check_support(trial, own)
         if near is not None:
@@ -218,16 +216,15 @@ def _check_support(trial: Trial, own: Mapping[str, Tensor]) -> None:
             raise SimulatorError(_MOVES.format(name, "theta"))
 
 
-def _check_masked(trial: Trial, own: Mapping[str, Tensor]) -> None:
+def _check_masked(trial: Trial) -> None:
     """Draws that are masked must make no difference to anything else."""
-    drawn = values_of(trial.draws)
-    masked = [name for name, value in drawn.items() if not torch.equal(value, trial.values[name])]
+    masked = [name for name, draw in trial.draws.items() if draw.counted is not None and not bool(draw.counted.all())]
     if not masked:
         return
-    draws = trial.replay(trial.theta, None, drawn)
-    alike = [_same(log_p, own[name], AGREE[_precision(draws[name])]) for name, log_p in trial.log_p(draws).items()]
-    then = trial.computed(trial.replay(trial.theta))
-    if not all(alike) or any(not _same(value, then[name], 0.0) for name, value in trial.computed(draws).items()):
+    then = trial.run(trial.theta, trial.design, trial.values, DENSITIES)
+    found, own, fixed = trial.log_p(trial.draws), trial.log_p(then), trial.computed(trial.draws)
+    alike = own.keys() == found.keys() and all(_same(found[n], own[n], AGREE[_precision(then[n])]) for n in own)
+    if not alike or any(not _same(value, fixed[name], 0.0) for name, value in trial.computed(then).items()):
         raise SimulatorError(
             f"masked draws of the sites {masked} are used, although log p does not count them. Keep them out: "
             "torch.where(mask, draw, 0) before anything else is made of a draw."

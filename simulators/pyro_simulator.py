@@ -22,7 +22,8 @@ from sbi_core.seeding import seeded
 from sbi_core.simulator import Mined, Simulator, _fingerprint, _plain
 
 if TYPE_CHECKING:  # Pyro takes a second to import, which only those pay who use it
-    from sbi_core.simulators.pyro_trace import Draws, Layout
+    from sbi_core.simulators.pyro_layout import Layout
+    from sbi_core.simulators.pyro_trace import Draws
 
 
 class PyroSimulator(Simulator):
@@ -34,7 +35,7 @@ class PyroSimulator(Simulator):
         log p(x, z | theta, design) = sum over sites of log p(value | theta, design, values before),
 
     0 where masked. Draws carry no gradient, so reparametrised ones give true scores. Where a draw is masked, z and x
-    hold one fixed number, 0 if that is possible; NaN in a computed x marks a failed row.
+    hold 0; NaN in a computed x marks a failed row.
 
     Before its first use the program is tried at 64 draws of the prior. Refused, in one sentence, is what would make
     gold wrong: supports or masks that move with theta, Delta sites, `pyro.factor`, `pyro.param`, obs=..., scaled or

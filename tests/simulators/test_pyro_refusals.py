@@ -8,7 +8,7 @@ import torch
 from pyro.infer.reparam import LocScaleReparam
 from pyro_programs import gaussian
 
-from sbi_core import Parameter, SbiWarning, SimulatorError, check_gold, simulate
+from sbi_core import Parameter, SbiWarning, SimulatorError, check_gold, joint_score, simulate
 from sbi_core.simulators import PyroSimulator
 
 TAU = Parameter("tau", 0.5, 2)
@@ -411,6 +411,59 @@ def test_masked_draws_are_not_told():
     assert all(len(rows.x[~there[:, k], k].unique()) <= 1 < len(rows.x[there[:, k], k].unique()) for k in range(3))
     rows = simulate(PyroSimulator(masked_and_unused, [TAU]), 200, seed=1, progress=False)
     assert len(rows.z[rows.z[:, 0] <= 1][:, 1:].unique(dim=0)) == 1
+
+
+def test_what_stands_in_place_of_masked_draws_does_not_depend_on_the_trial():
+    """Nor on the first design, which the trial is made at: rows belong to their seed alone."""
+
+    def lognormal(theta, design):
+        z = pyro.sample("z", dist.Normal(theta[:, 0], 1.0))
+        y = pyro.sample("y", dist.LogNormal(design[:, 0], 1.0).mask(z > 1))
+        noisy(torch.where(z > 1, y.log(), z))
+
+    rows = []
+    for first in (0.0, 5.0):
+        simulator = PyroSimulator(lognormal, [TAU], designs=[Parameter("level", 0, 5)])
+        simulator.check(torch.tensor([first]))
+        rows.append(simulate(simulator, 50, design=torch.tensor([2.0]), seed=1, progress=False))
+    assert torch.equal(rows[0].z, rows[1].z) and (rows[0].z[:, 1] == 0).equal(rows[0].z[:, 0] <= 1)
+    score = joint_score(simulator, rows[0])
+    assert torch.allclose(score, rows[0].z[:, :1] - rows[0].theta), "and gold is finite, of z alone"
+
+
+MASKED = {
+    "mixture": lambda a: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(len(a), 2).double()), dist.LogNormal(a[:, None].expand(-1, 2), 1.0)
+    ),
+    "shifted": lambda a: dist.TransformedDistribution(
+        dist.Exponential(torch.ones_like(a)),
+        [dist.transforms.AffineTransform(3.0, 2.0), dist.transforms.ExpTransform()],
+    ),
+    "dirichlet": lambda a: dist.Dirichlet(a[:, None].expand(-1, 3)),
+    "correlation": lambda a: dist.LKJCholesky(3, a),
+    "interval": lambda a: dist.Uniform(a.detach() * 0 + 1, 2.0),
+    "events": lambda a: dist.Gamma(a[:, None], 1.0).expand([len(a), 2]).to_event(1),
+    "von mises": lambda a: dist.VonMises(a, 1.0),
+    "count": lambda a: dist.Binomial(5, torch.sigmoid(a)),
+    "classes": lambda a: dist.OneHotCategorical(torch.stack([a, a, a], 1).softmax(1)),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_slopes_are_finite_where_draws_are_masked(name):
+    """Whatever is masked: 0 is stored, and a value that is possible stands in its place when log p is replayed."""
+
+    def program(theta):
+        z = pyro.sample("z", dist.Normal(theta[:, 0], 1.0))
+        with pyro.poutine.mask(mask=z > 1):
+            pyro.sample("y", MASKED[name](theta[:, 0]))
+        noisy(z)
+
+    simulator = PyroSimulator(program, [TAU])
+    rows = simulate(simulator, 100, seed=1, progress=False)
+    score, masked = joint_score(simulator, rows), rows.z[:, 0] <= 1
+    assert not rows.z[masked][:, 1:].any() and rows.z[~masked][:, 1:].any()
+    assert torch.allclose(score[masked], (rows.z[:, :1] - rows.theta)[masked])
 
 
 def test_log_p_that_fades_is_not_refused():
