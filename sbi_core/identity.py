@@ -59,7 +59,8 @@ def identity(value: Any) -> str:
     out to mean while the function runs (an import inside it, `getattr`, `globals()[...]`), files, compiled code, and
     tables of other libraries. A name to which the function itself assigns is its state, and is left out.
 
-    >>> identity(functools.partial(max, 1)) == identity(functools.partial(max, 1)) != identity(functools.partial(max, 2))
+    >>> one, same, two = (identity(functools.partial(max, k)) for k in (1, 1, 2))
+    >>> one == same != two
     True
     """
     return _hash(value, {})
