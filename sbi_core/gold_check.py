@@ -191,7 +191,7 @@ def _has_latents(simulator: Simulator, rows: Simulations) -> bool:
 
 def _usable(simulations: Any, seed: int) -> Simulations:
     rows: Simulations = simulations[:]
-    rows = rows[rows.valid]
+    rows = rows if bool(rows.valid.all()) else rows[rows.valid]
     if len(rows) < 2:
         raise InputError(f"simulations: {len(rows)} valid rows, expected at least 2 for a check.")
     if len(rows) > MAX_ROWS:
