@@ -1,9 +1,11 @@
 """True gold with heavy tails raises no alarm: decay times, whose joint ratios have few finite moments."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sbi_core import Parameter, Simulator, check_gold, simulate
+from sbi_core import Parameter, Simulator, check_gold, joint_score, simulate
 
 
 class Decays(Simulator):
@@ -39,6 +41,7 @@ def test_heavy_tails_raise_no_alarm(rows):
 def test_heavy_tails_raise_no_alarm_in_many_campaigns(rows, monkeypatch):
     assert not alarms(range(150), rows)
     monkeypatch.setattr("sbi_core.gold_identities._STEP", 0.7)
+    monkeypatch.setattr("sbi_core.gold_identities._SMALL_STEP", 0.7)
     monkeypatch.setattr("sbi_core.gold_check._FEWEST", 30.0)
     assert len(alarms(range(150), rows)) >= 2, "saboteur: far contrasts, and tests that rest on 30 rows"
 
@@ -111,6 +114,19 @@ def test_false_scores_that_jump_are_found(kind):
     rows = simulate(Jumps(kind), 10_000, seed=1, progress=False)
     for number, false in enumerate(false_jumps(kind)):
         assert not check_gold(false, rows).passed, number
+
+
+def test_a_kink_beside_a_row_is_no_fault_of_its_slope():
+    """Whichever side it is on; a score that is wrong there still is."""
+    world = Jumps("laplace")
+    rows = simulate(world, 500, seed=1, progress=False)
+    z = rows.z.clone()
+    z[::50, 0] = rows.theta[::50, 0] + torch.linspace(-3e-5, 3e-5, 10)
+    near, name = replace(rows, z=z), "score against the finite difference of log_joint"
+    score = joint_score(world, near)
+    for number, stored in enumerate((score, score + 1e-3 * (torch.arange(500) == 250)[:, None])):
+        report = check_gold(world, replace(near, joint_score=stored))
+        assert [test.passed for test in report.rows if test.name == name] == [number == 0]
 
 
 @pytest.mark.slow
