@@ -42,8 +42,8 @@ def test_heavy_tails_raise_no_alarm_in_many_campaigns(rows, monkeypatch):
     assert not alarms(range(150), rows)
     monkeypatch.setattr("sbi_core.gold_identities._STEP", 0.7)
     monkeypatch.setattr("sbi_core.gold_identities._SMALL_STEP", 0.7)
-    monkeypatch.setattr("sbi_core.gold_check._FEWEST", 30.0)
-    assert len(alarms(range(150), rows)) >= 2, "saboteur: far contrasts, and tests that rest on 30 rows"
+    monkeypatch.setattr("sbi_core.gold_check._FEWEST", 15.0)
+    assert len(alarms(range(150), rows)) >= 2, "saboteur: far contrasts, and tests that rest on 15 rows"
 
 
 def test_a_wrong_mean_life_is_found():
