@@ -111,9 +111,11 @@ def said(where: str, rows: str = "theta (M, D) with any number of rows M, or say
     except SbiError:
         raise
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        line = (str(error).strip().splitlines() or ["it says no more"])[0].rstrip(".:")
         if "inplace operation" in str(error):
             line, rows = "a tensor is changed in place", "a new name instead, as in n = n - k, and not n -= k"
+        elif "to satisfy the constraint" in str(error):
+            rows = "arguments that the distribution allows at all theta of the prior"
         raise SimulatorError(
             f"the program raised {type(error).__name__} {where}: {line}. Let it take {rows}."
         ) from error

@@ -115,6 +115,12 @@ def _refuse(name: str, msg: dict[str, Any]) -> None:
             f"site '{name}' is a Delta, computed and not drawn: held fixed, it would hide theta from what follows. "
             f"Write pyro.deterministic('{name}', ...), which is computed anew at each theta, or plain Python."
         )
+    kinds = [type(part).__name__ for part in chain(msg["fn"])]
+    if any(kind.startswith("Relaxed") and kind.endswith("StraightThrough") for kind in kinds):
+        raise SimulatorError(
+            f"site '{name}' draws from {type(msg['fn']).__name__}, which rounds its value and forgets what it was, so "
+            "it has no density. Draw from the same without StraightThrough, or from Bernoulli or OneHotCategorical."
+        )
     if isinstance(msg["scale"], Tensor) or msg["scale"] != 1:
         raise SimulatorError(
             f"site '{name}' has its log p scaled (poutine.scale), so it is not the density of what is drawn. Leave "
@@ -213,8 +219,9 @@ def _bounds(fn: Any) -> tuple[Tensor, ...]:
         return ()
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    ends = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
-    return tuple(torch.as_tensor(end, dtype=torch.float64).clone() for end in ends if end is not None)
+    found = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
+    ends = (torch.as_tensor(end, dtype=torch.float64).clone() for end in found if end is not None)
+    return tuple(end.reshape(end.shape + (1,) * support.event_dim) for end in ends)
 
 
 def _inside(fn: Any, value: Tensor) -> Tensor:

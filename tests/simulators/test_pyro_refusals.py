@@ -133,6 +133,12 @@ def observed_already(theta):
     noisy(theta[:, 0])
 
 
+def counted_vectors(theta):
+    """Its support states a bound for each row, beside vectors."""
+    z = pyro.sample("z", dist.DirichletMultinomial(theta[:, :1].expand(-1, 3), total_count=5))
+    noisy(z[:, 0].double())
+
+
 def factor(theta):
     pyro.factor("penalty", -theta[:, 0])
     noisy(theta[:, 0])
@@ -315,6 +321,15 @@ def stepped_beside_another(theta):
     noisy(pyro.sample("z", dist.Normal(theta[:, 0], 1.0)) + theta[:, 0].mul(4).round())
 
 
+def straight_through(theta):
+    noisy(pyro.sample("z", dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5).double(), logits=theta[:, 0])))
+
+
+def asserting(theta):
+    assert len(theta) < 60
+    noisy(theta[:, 0])
+
+
 def outside(theta):
     pyro.sample("x", dist.Bernoulli(1.5 * theta[:, 0]))
 
@@ -372,7 +387,9 @@ REFUSED = [
     (single_beside_detached, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
     (half_detached_single, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
     (stepped_beside_another, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
-    (outside, BIASED, "the program raised ValueError"),
+    (straight_through, TAU, "site 'z' draws from RelaxedBernoulliStraightThrough, which rounds its value"),
+    (asserting, TAU, r"raised AssertionError for theta \(64, 1\): (assert|it says no more)"),
+    (outside, BIASED, "the program raised ValueError .* Let it take arguments that the distribution allows"),
 ]
 
 
@@ -390,7 +407,7 @@ def test_refused(program, parameter, words):
 
 @pytest.mark.parametrize(
     "program",
-    [gaussian, fixed_support, computed_from_draws, masked_and_unused, padded, failing, reparametrised],
+    [gaussian, fixed_support, computed_from_draws, counted_vectors, masked_and_unused, padded, failing, reparametrised],
 )
 def test_not_refused(program):
     simulator = PyroSimulator(program, [TAU])
