@@ -29,6 +29,8 @@ class FunctionSimulator(Simulator):
     are those of the latents z that made x, not of x. Where log p(x, z | theta) can be written down afterwards from a
     short z, a subclass of `Simulator` is better: it has its gold at any theta.
 
+    A store is continued only by a function of the same `sbi_core.identity.identity`.
+
     NaN in x marks a row that failed; so does an exception in code that works row by row (see `simulate`, and there the
     time limit of a row).
 

@@ -1,5 +1,6 @@
 """Gold: joint likelihood ratios and joint scores, read from a simulator's own log p(x, z | theta)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from sbi_core.parameters import match
 from sbi_core.simulations import Simulations
 from sbi_core.simulator import Simulator
 
-_ROWS = 4_000
+_ROWS, _NUMBERS = 4_000, 2**23
+"""Most rows, and numbers of x, read in float64 at a time: 64 MB, as malloc may keep pieces of 32 MB or less."""
 
 
 def joint_log_ratio(simulator: Simulator, simulations: Any, theta0: Any, theta1: Any) -> Tensor:
@@ -36,7 +38,7 @@ def joint_log_ratio(simulator: Simulator, simulations: Any, theta0: Any, theta1:
     rows = simulations[:]
     with torch.no_grad():
         pair = [
-            _evaluate(simulator, rows, _theta(name, value, rows))
+            log_joint(simulator, rows, _theta(name, value, rows))
             for name, value in (("theta0", theta0), ("theta1", theta1))
         ]
     return pair[0] - pair[1]
@@ -62,9 +64,9 @@ def joint_score(simulator: Simulator, simulations: Any, theta: Any = None) -> Te
     rows = simulations[:]
     at = rows.theta if theta is None else _theta("theta", theta, rows)
     parts = []
-    for start in range(0, max(len(rows), 1), _ROWS):
-        leaf = at[start : start + _ROWS].detach().clone().requires_grad_()
-        total = log_joint(simulator, rows[start : start + _ROWS], leaf).sum()
+    for part in blocks(rows.x):
+        leaf = at[part].detach().clone().requires_grad_()
+        total = log_joint(simulator, rows[part], leaf).sum()
         parts.append(torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf))
     return torch.cat(parts).detach()
 
@@ -72,27 +74,33 @@ def joint_score(simulator: Simulator, simulations: Any, theta: Any = None) -> Te
 def log_joint(simulator: Simulator, rows: Simulations, theta: Tensor) -> Tensor:
     """log p(x, z | theta) (M,) of rows at theta (M, D), everything in float64 and the latents detached.
 
-    The axes of theta and design are those of the rows; they are matched by name to the simulator's.
+    The axes of theta and design are those of the rows; they are matched by name to the simulator's. Rows are read in
+    blocks, as x may be large, and stored in single precision.
     """
     if not simulator.has_gold:
         raise MissingGold(f"simulator '{simulator.name}' has no log_joint, so no gold can be read from it.")
-    z = None if rows.z is None else rows.z.detach().to(torch.float64)
     where, design = f"simulations of '{rows.info.simulator or 'unknown origin'}'", rows.design
     order = match(simulator.parameters, rows.info.parameters, where)
     if design is not None and simulator.designs and rows.info.designs:
         design = design[:, match(simulator.designs, rows.info.designs, where)]
-    value = simulator.log_joint(theta[:, order], rows.x.detach().to(torch.float64), z, design)
-    if value.shape != (len(rows),) or value.dtype != torch.float64:
-        raise InputError(
-            f"simulator '{simulator.name}': log_joint has shape {tuple(value.shape)} and type {value.dtype}, expected "
-            f"({len(rows)},) and torch.float64."
-        )
-    return value
+    values = []
+    for part in blocks(rows.x):
+        x, z = (None if c is None else c[part].detach().to(torch.float64) for c in (rows.x, rows.z))
+        assert x is not None  # every table has it
+        value = simulator.log_joint(theta[part][:, order], x, z, None if design is None else design[part])
+        if value.shape != (len(x),) or value.dtype != torch.float64:
+            raise InputError(
+                f"simulator '{simulator.name}': log_joint has shape {tuple(value.shape)} and type {value.dtype}, "
+                f"expected ({len(x)},) and torch.float64."
+            )
+        values.append(value)
+    return torch.cat(values)
 
 
-def _evaluate(simulator: Simulator, rows: Simulations, theta: Tensor) -> Tensor:
-    slices = [slice(k, k + _ROWS) for k in range(0, max(len(rows), 1), _ROWS)]
-    return torch.cat([log_joint(simulator, rows[s], theta[s]) for s in slices])
+def blocks(column: Tensor) -> Iterator[slice]:
+    """Slices of the rows of a column (N, ...), one at least, of a size that may be copied."""
+    size = max(1, min(_ROWS, _NUMBERS // max(1, column[:1].numel())))
+    return (slice(start, start + size) for start in range(0, max(len(column), 1), size))
 
 
 def _theta(name: str, value: Any, rows: Simulations) -> Tensor:

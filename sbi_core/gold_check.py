@@ -103,7 +103,8 @@ def check_gold(simulator: Simulator | None, simulations: Any = None, *, seed: in
     With t the joint score at a row's own theta and r = p(x, z | theta') / p(x, z | theta), for rows drawn at theta:
 
     - score mean: E[t | theta] = 0, also weighted with theta;
-    - Fisher information: E[t_d^2 + d t_d / d theta_d] = 0 (Bartlett's second identity);
+    - Fisher information: E[t_d^2 + d t_d / d theta_d] = 0 (Bartlett's second identity), as a difference of E[t_d r] at
+      two near theta', which holds where log p has a kink in theta, too;
     - moments: d/dtheta E[phi] = E[phi t], integrated by parts over the proposal, for features phi of x and z;
     - ratio mean: E[r] = 1 at near theta', and E[log r] <= 0 for stored ones;
     - ratio bounded: E_1[r / (1 + r)] = E_0[1 / (1 + r)], with labels exchanged between near pairs;
@@ -190,7 +191,7 @@ def _has_latents(simulator: Simulator, rows: Simulations) -> bool:
 
 def _usable(simulations: Any, seed: int) -> Simulations:
     rows: Simulations = simulations[:]
-    rows = rows[rows.valid]
+    rows = rows if bool(rows.valid.all()) else rows[rows.valid]
     if len(rows) < 2:
         raise InputError(f"simulations: {len(rows)} valid rows, expected at least 2 for a check.")
     if len(rows) > MAX_ROWS:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from sbi_core.gold import joint_log_ratio, joint_score, log_joint
+from sbi_core.gold_terms import crossfit, features, less_linear, local_size, standard
 from sbi_core.parameters import names
 from sbi_core.priors import UniformPrior
 from sbi_core.seeding import block_seed
@@ -22,6 +23,13 @@ from sbi_core.simulator import Simulator
 
 _STEP = 0.3
 """Distance of the near contrasts, in units of one over the typical size of the joint score."""
+
+_SMALL_STEP = 0.1
+"""The same for the Fisher information: so far that some rows are moved past a kink of log p, if there is one."""
+
+_BOTH_SIDES = {-2: 1, -1: -8, 1: 8, 2: -1}
+_ONE_SIDE = {0: -25, 1: 48, 2: -36, 3: 16, 4: -3}
+"""Number of steps -> weight: 12 times the slope along a step, to fourth order."""
 
 TOLERANCE = 1e-5
 """Largest relative difference from log_joint and its slope."""
@@ -52,7 +60,7 @@ def identities(live: Simulator | None, rows: Simulations, seed: int) -> Iterator
     """Yield the tests that these rows allow, group by group; `live` is a simulator whose log_joint can be evaluated."""
     score = rows.joint_score if rows.joint_score is not None else joint_score(live, rows) if live else None
     if score is not None:
-        size = _local_size(rows.theta, score)
+        size = local_size(rows.theta, score)
         yield _score_means(rows, score / size)
         yield _moments(rows, score)
         if live is not None:
@@ -63,20 +71,8 @@ def identities(live: Simulator | None, rows: Simulations, seed: int) -> Iterator
         yield _stored_ratios(live, rows, score)
 
 
-def _local_size(theta: Tensor, values: Tensor) -> Tensor:
-    """Typical size of values (N, V) at each theta (N, D): weights of theta alone leave every conditional mean zero."""
-    floor = 0.1 * values.square().mean(0).clamp(min=1e-300)
-    unit = _standard(theta)
-    axes = theta.T.contiguous()
-    ends = [torch.searchsorted(axes.sort(1).values.contiguous(), axes, right=last) for last in (False, True)]
-    rank = torch.special.ndtri(((ends[0] + ends[1]).to(theta) / (2 * len(theta))).T)  # heavy tails too; ties share one
-    terms = torch.cat([unit, unit**2, rank, rank**2], 1)
-    each = [_crossfit(terms, torch.log(values[:, k] ** 2 + floor[k]))[0] for k in range(values.shape[1])]
-    return torch.exp(torch.stack(each, 1) / 2)
-
-
 def _score_means(rows: Simulations, score: Tensor) -> list[Identity]:
-    weights = [torch.ones(len(rows)).to(score), *_standard(rows.theta).T]
+    weights = [torch.ones(len(rows)).to(score), *standard(rows.theta).T]
     labels = ["", *(f" weighted with {name}" for name in names(rows.info.parameters))]
     return [
         Identity(f"score mean{label}", parameter, score[:, d] * weight)
@@ -87,18 +83,26 @@ def _score_means(rows: Simulations, score: Tensor) -> list[Identity]:
 
 
 def _information(live: Simulator, rows: Simulations, size: Tensor) -> list[Identity]:
-    """E[t_d^2 + d t_d/d theta_d | theta] = 0, the slope by a central difference of the score."""
-    score = joint_score(live, rows)
+    """E[t_d r | theta] = 0, t_d and r = p(x, z | theta') / p(x, z | theta) at theta' = theta + step less theta - step.
+
+    Over 2 step, this is E[t_d^2 + d t_d/d theta_d] = 0 for small steps. It holds for any, and so where t_d jumps, too,
+    and its slope, 0 or not, says nothing.
+    """
+    score, support = joint_score(live, rows), _support(live, rows)
     tests = []
     for d, parameter in enumerate(names(live.parameters)):
-        step = _along(d, 1e-4 / size)
-        slope = joint_score(live, rows, rows.theta + step)[:, d] - joint_score(live, rows, rows.theta - step)[:, d]
-        terms = score[:, d] ** 2 + slope / (2 * step[:, d])
+        step = _along(d, _SMALL_STEP / size)
+        inside = support.check(rows.theta + step) & support.check(rows.theta - step)
+        both = [rows.theta + torch.where(inside[:, None], k * step, 0.0) for k in (1, -1)]
+        weighted = [
+            joint_score(live, rows, at)[:, d] * joint_log_ratio(live, rows, at, rows.theta).exp() for at in both
+        ]
+        terms = torch.where(inside, weighted[0] - weighted[1], 0.0) / (2 * step[:, d])
         terms = torch.where(terms.abs() < TOLERANCE * score[:, d] ** 2, 0.0, terms)  # where p is linear in theta_d
         if not bool(terms.any()):
             continue
-        terms = _less_linear(terms, rows.theta, score)
-        terms = terms * (size[:, d] / _local_size(rows.theta, terms[:, None])[:, 0]) ** 2
+        terms = less_linear(terms, rows.theta, score)
+        terms = terms * (size[:, d] / local_size(rows.theta, terms[:, None])[:, 0]) ** 2
         tests.append(Identity("score: Fisher information", parameter, terms))
     return tests
 
@@ -112,8 +116,8 @@ def _moments(rows: Simulations, score: Tensor) -> list[Identity]:
     if edge is None:
         return []
     tests = []
-    for label, feature in _features(rows):
-        level, trend = _crossfit(rows.theta, feature)
+    for label, feature in features(rows):
+        level, trend = crossfit(rows.theta, feature)
         residual = feature - level
         for d, parameter in enumerate(names(rows.info.parameters)):
             weight, slope = edge[0][:, d], edge[1][:, d]
@@ -149,7 +153,7 @@ def _near_ratios(live: Simulator, rows: Simulations, size: Tensor, seed: int) ->
     for d, parameter in enumerate(names(live.parameters)):
         near = _along(d, sign[:, None] * _STEP / size)
         excess = torch.expm1(_log_ratio_inside(live, rows, near))
-        tests.append(Identity("ratio mean", parameter, _less_linear(excess, rows.theta, sign[:, None] * score)))
+        tests.append(Identity("ratio mean", parameter, less_linear(excess, rows.theta, sign[:, None] * score)))
         if isinstance(rows.info.proposal, UniformPrior):
             tests += _pairs(live, rows, _along(d, (sign[:, None] / score_size).expand_as(size)), parameter)
     return tests
@@ -165,7 +169,7 @@ def _pairs(live: Simulator, rows: Simulations, step: Tensor, parameter: str) -> 
     used = (back != 0) & back.isfinite()
     chance = torch.sigmoid(-back)
     score = joint_score(live, rows) * torch.where(used, step.sum(1).sign(), 0.0)[:, None]
-    balance = _less_linear(torch.where(used, back, 0.0) * chance, rows.theta, score)
+    balance = less_linear(torch.where(used, back, 0.0) * chance, rows.theta, score)
     sign = torch.where(used, step.sum(1).sign() * chance, 0.0)
     return [
         Identity("ratio bounded", parameter, sign, bounded=True),
@@ -175,18 +179,13 @@ def _pairs(live: Simulator, rows: Simulations, step: Tensor, parameter: str) -> 
 
 def _log_ratio_inside(live: Simulator, rows: Simulations, step: Tensor) -> Tensor:
     """log p(x, z | theta + step) - log p(x, z | theta), (N,); 0 where theta + step has left the proposal."""
-    support: Any = (live.prior if rows.info.proposal is None else rows.info.proposal).support
-    inside = support.check(rows.theta + step)
+    inside = _support(live, rows).check(rows.theta + step)
     other = torch.where(inside[:, None], rows.theta + step, rows.theta)
     return joint_log_ratio(live, rows, other, rows.theta)
 
 
-def _less_linear(terms: Tensor, theta: Tensor, score: Tensor) -> Tensor:
-    """Terms (N,) less what is linear in the scores (N, D), which has mean zero at every theta and only adds noise."""
-    unit = _standard(theta)
-    powers = torch.cat([torch.ones_like(unit[:, :1]), unit, unit**2], 1)
-    columns = (score[:, :, None] * powers[:, None]).flatten(1)
-    return terms - (_crossfit(columns, terms)[1] * columns).sum(1)
+def _support(live: Simulator, rows: Simulations) -> Any:
+    return (live.prior if rows.info.proposal is None else rows.info.proposal).support
 
 
 def _along(axis: int, step: Tensor) -> Tensor:
@@ -228,19 +227,30 @@ def _slopes(live: Simulator, rows: Simulations, size: Tensor) -> list[Identity]:
     tests = []
     for d, parameter in enumerate(names(live.parameters)):
         steps = [_along(d, h / torch.maximum(size, score.abs())) for h in (1e-4, 2.5e-5)]
-        coarse, fine = (_difference(live, few, step, step[:, d]) for step in steps)
-        doubt = 3 * (fine - coarse).abs()
-        error = ((fine - score[:, d]).abs() - doubt).clamp(min=0) / torch.maximum(size, score.abs())[:, d]
+        scale = torch.maximum(size, score.abs())[:, d]
+        error = _slope_error(live, few, score[:, d], steps)[0] / scale
+        off = error > TOLERANCE
+        if bool(off.any()):  # perhaps next to a kink, which is on one side only
+            sides = ([sign * step[off] for step in steps] for sign in (1, -1))
+            sided = [_slope_error(live, few[off], score[off, d], side, _ONE_SIDE) for side in sides]
+            (ahead, doubt), (behind, other) = sided
+            error[off] = torch.where(doubt < other, ahead, behind) / scale[off]
         worst = float(error.max()) / TOLERANCE
         tests.append(Identity("score against the finite difference of log_joint", parameter, error=worst))
     return tests
 
 
 @torch.no_grad()
-def _difference(live: Simulator, rows: Simulations, step: Tensor, length: Tensor) -> Tensor:
-    """Slope of log_joint along a step (N, D) of signed length (N,), to fourth order, (N,)."""
-    ends = [log_joint(live, rows, rows.theta + k * step) for k in (-2, -1, 1, 2)]
-    return (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * length)
+def _slope_error(
+    live: Simulator, rows: Simulations, score: Tensor, steps: list[Tensor], weights: dict[int, int] = _BOTH_SIDES
+) -> tuple[Tensor, Tensor]:
+    """How far a score (N,) is from the slope of log_joint along the finer of two steps (N, D), beyond a doubt; that."""
+    coarse, fine = (
+        sum(w * log_joint(live, rows, rows.theta + k * step) for k, w in weights.items()) / (12 * step.sum(1))
+        for step in steps
+    )
+    doubt = 3 * (fine - coarse).abs()
+    return ((fine - score).abs() - doubt).clamp(min=0), doubt
 
 
 def _pair_variance(log_r: Tensor, shift: Tensor, score: Tensor | None) -> Tensor:
@@ -253,33 +263,3 @@ def _pair_variance(log_r: Tensor, shift: Tensor, score: Tensor | None) -> Tensor
     weight = 1 / squares.sum(-1).clamp(min=1e-300)
     fitted = torch.linalg.lstsq(squares * weight[:, None], (target * weight)[:, None], driver="gelsd").solution
     return (squares @ fitted.clamp(min=0.0)).reshape(log_r.shape)
-
-
-def _features(rows: Simulations) -> list[tuple[str, Tensor]]:
-    """At most four standardised numbers a row, of x and of z: the means and one fixed random projection of each."""
-    found = []
-    for label, column in (("x", rows.x), ("z", rows.z)):
-        if column is None or not column[:1].numel():
-            continue
-        flat = _standard(column.to(torch.float64).flatten(1))
-        direction = torch.from_numpy(np.random.default_rng(0).standard_normal(flat.shape[1])).to(flat)
-        found.append((f"{label}: mean", _standard(flat.mean(1, keepdim=True))[:, 0]))
-        if flat.shape[1] > 1:
-            found.append((f"{label}: projection", _standard((flat @ direction)[:, None])[:, 0]))
-        found.append((f"{label}: square", _standard(flat.square().mean(1, keepdim=True))[:, 0]))
-    return [(label, feature) for label, feature in found if bool(feature.any())]
-
-
-def _crossfit(terms: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Linear trend of a target (N,) in terms (N, T), each half of the rows with the other half's fit: value, slopes."""
-    half = torch.arange(len(terms)) % 2 == 0
-    ones = torch.cat([torch.ones_like(terms[:, :1]), terms], 1)
-    parts = ((ones[part], target[part, None]) for part in (~half, half))
-    fits = [torch.linalg.lstsq(*part, driver="gelsd").solution[:, 0] for part in parts]  # theta may be constant
-    coefficients = torch.where(half[:, None], fits[0], fits[1])
-    return (ones * coefficients).sum(1), coefficients[:, 1:]
-
-
-def _standard(columns: Tensor) -> Tensor:
-    centred = columns - columns.mean(0)
-    return centred / centred.square().mean(0).sqrt().clamp(min=1e-12 * float(columns.abs().max() + 1e-300))

@@ -1,21 +1,17 @@
 """What a simulator is: one event, its latents, and the part of log p(x, z | theta) that knows theta."""
 
 import abc
-import ast
 import dataclasses
-import hashlib
-import inspect
-import textwrap
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.errors import MissingGold, SimulatorError
+from sbi_core.identity import plain as _plain
+from sbi_core.identity import program
 from sbi_core.parameters import Parameter
 from sbi_core.priors import UniformPrior
 
@@ -88,7 +84,8 @@ class Simulator(abc.ABC):
         else:
             pairs = {key: value for key, value in vars(self).items() if not key.startswith("_")}
         pairs = {key: value for key, value in pairs.items() if not hasattr(Simulator, key)}
-        return {key: _plain(value) for key, value in sorted(pairs.items())}
+        called = {key: callable(value) and not isinstance(value, type) for key, value in pairs.items()}
+        return {key: program(value) if called[key] else _plain(value) for key, value in sorted(pairs.items())}
 
     @property
     def has_gold(self) -> bool:
@@ -176,32 +173,3 @@ class Simulator(abc.ABC):
         """Draw some simulations for people to look at; the default shows nothing."""
         axes.text(0.5, 0.5, f"{self.name} draws no picture", ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
-
-
-def _plain(value: Any) -> Any:
-    """Make a setting comparable and writable: arrays become a hash, functions their name and a hash of their code."""
-    if isinstance(value, Tensor | np.ndarray):
-        array = np.ascontiguousarray(value.numpy(force=True) if isinstance(value, Tensor) else value)
-        return f"{array.dtype}{list(array.shape)}:{hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Simulator):
-        return {"simulator": value.name, "version": value.version, **value.settings}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Parameter):
-        return dataclasses.asdict(value)
-    if isinstance(value, types.FunctionType):
-        return value.__qualname__ + _fingerprint(value)
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _fingerprint(function: types.FunctionType) -> str:
-    """Hash of a function's own code, comments and layout apart; empty where the source cannot be had."""
-    try:
-        code = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
-    except (OSError, SyntaxError):
-        return ""
-    return ":" + hashlib.sha256(code.encode()).hexdigest()[:16]

@@ -17,7 +17,6 @@ from sbi_core.simulators.pyro_trace import (
     Draws,
     log_density,
     unvalidated,
-    values_of,
 )
 
 Run = Callable[[Tensor, Tensor | None, Mapping[str, Tensor], int], Draws]
@@ -28,8 +27,11 @@ Observed = tuple[str, ...]
 HALVINGS = 40
 """Of the way between two thetas, to find where log p ends."""
 
-STEP = 1e-5
+STEP = {torch.float64: 1e-5, torch.float32: 1e-2}
 """Of the way between two thetas, for differences."""
+
+SLOPES = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""Difference of two slopes, for each nat of log p, that rounding may make."""
 
 FLOOR = {torch.float64: -700.0, torch.float32: -80.0}
 """log p above which an end is that of the support, and not of the numbers' range."""
@@ -53,7 +55,7 @@ class Trial:
         theta: (M, D), or (D,) of a program that takes one row at a time.
         design: (M, K), (K,) or `None`.
         other: another theta for each row, like `theta`.
-        draws: the run.
+        draws: the run, masked draws as they were.
         values: what is stored of it, by site.
         axes: where the rows stand in each site; `None` for one row.
         observed: names of the observed sites.
@@ -109,9 +111,11 @@ def said(where: str, rows: str = "theta (M, D) with any number of rows M, or say
     except SbiError:
         raise
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        line = (str(error).strip().splitlines() or ["it says no more"])[0].rstrip(".:")
         if "inplace operation" in str(error):
             line, rows = "a tensor is changed in place", "a new name instead, as in n = n - k, and not n -= k"
+        elif "to satisfy the constraint" in str(error):
+            rows = "arguments that the distribution allows at all theta of the prior"
         raise SimulatorError(
             f"the program raised {type(error).__name__} {where}: {line}. Let it take {rows}."
         ) from error
@@ -129,18 +133,17 @@ def check(trial: Trial, parameters: Sequence[Parameter], near: Tensor | None = N
         SimulatorError: in one sentence, if gold would be wrong.
     """
     with unvalidated(), torch.no_grad():
+        _check_masked(trial)
         own = trial.log_p(trial.replay(trial.theta))
         _check_own(trial, own)
         _check_hidden(trial)
-        if trial.axes is not None:
-            _check_masked(trial, own)
         _check_moves(trial, trial.replay(trial.other, depth=SUPPORTS), "theta")
         _check_support(trial, own)
         if near is not None:
             _check_moves(trial, trial.replay(trial.theta, near, depth=SUPPORTS), "the design")
         if trial.axes is not None:
             _check_rows(trial, own)
-        return _check_slopes(trial, parameters)
+        return _check_slopes(trial, parameters, own)
 
 
 def _check_own(trial: Trial, own: Mapping[str, Tensor]) -> None:
@@ -215,16 +218,15 @@ def _check_support(trial: Trial, own: Mapping[str, Tensor]) -> None:
             raise SimulatorError(_MOVES.format(name, "theta"))
 
 
-def _check_masked(trial: Trial, own: Mapping[str, Tensor]) -> None:
+def _check_masked(trial: Trial) -> None:
     """Draws that are masked must make no difference to anything else."""
-    drawn = values_of(trial.draws)
-    masked = [name for name, value in drawn.items() if not torch.equal(value, trial.values[name])]
+    masked = [name for name, draw in trial.draws.items() if draw.counted is not None and not bool(draw.counted.all())]
     if not masked:
         return
-    draws = trial.replay(trial.theta, None, drawn)
-    alike = [_same(log_p, own[name], _agree(draws[name])) for name, log_p in trial.log_p(draws).items()]
-    then = trial.computed(trial.replay(trial.theta))
-    if not all(alike) or any(not _same(value, then[name], 0.0) for name, value in trial.computed(draws).items()):
+    then = trial.run(trial.theta, trial.design, trial.values, DENSITIES)
+    found, own, fixed = trial.log_p(trial.draws), trial.log_p(then), trial.computed(trial.draws)
+    alike = own.keys() == found.keys() and all(_same(found[n], own[n], AGREE[_precision(then[n])]) for n in own)
+    if not alike or any(not _same(value, fixed[name], 0.0) for name, value in trial.computed(then).items()):
         raise SimulatorError(
             f"masked draws of the sites {masked} are used, although log p does not count them. Keep them out: "
             "torch.where(mask, draw, 0) before anything else is made of a draw."
@@ -241,7 +243,9 @@ def _check_rows(trial: Trial, own: Mapping[str, Tensor]) -> None:
             draws = trial.replay(trial.theta[few], design, values)
             log_p = trial.log_p(draws)
         before = trial.computed(trial.draws)
-        alike = {name: _same(value[few], log_p[name], _agree(trial.draws[name])) for name, value in own.items()}
+        alike = {
+            name: _same(value[few], log_p[name], AGREE[_precision(trial.draws[name])]) for name, value in own.items()
+        }
         for name, value in trial.computed(draws).items():
             alike[name] = _same(before[name].index_select(axes[name], few), value, AGREE[torch.float32])
         if not all(alike.values()):
@@ -252,8 +256,8 @@ def _check_rows(trial: Trial, own: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_slopes(trial: Trial, parameters: Sequence[Parameter]) -> list[str]:
-    """The gradient must be finite, and be that of log p."""
+def _check_slopes(trial: Trial, parameters: Sequence[Parameter], own: Mapping[str, Tensor]) -> list[str]:
+    """The gradient must be finite, and be that of log p, at every site."""
     with torch.enable_grad():
         leaf = trial.theta.clone().requires_grad_()
         slopes = {name: _slope(value, leaf) for name, value in trial.log_p(trial.replay(leaf)).items()}
@@ -263,33 +267,37 @@ def _check_slopes(trial: Trial, parameters: Sequence[Parameter]) -> list[str]:
             f"log p is finite, but its gradient is not, at the sites {endless}. Give masked draws harmless arguments, "
             "with torch.where before the distribution is made, and keep the others away from 0/0."
         )
-    single = [name for name, draw in trial.draws.items() if not draw.computed and _precision(draw) != torch.float64]
-    slope, total = torch.stack(list(slopes.values())).sum(0), trial.total(trial.theta)
+    kinds = {name: _precision(trial.draws[name]) for name in own}
     for axis, parameter in enumerate(parameters):
         if parameter.integer:
             continue
-        way = torch.zeros_like(trial.theta)
-        way[..., axis] = (trial.other - trial.theta)[..., axis]
-        rise = (slope * way).sum(-1)
-        coarse, fine = (
-            (trial.total(trial.theta + h * way) - trial.total(trial.theta - h * way)) / (2 * h)
-            for h in (4 * STEP, STEP)
-        )
-        wrong = (fine - rise).abs() - 3 * (fine - coarse).abs() > 1e-3 * fine.abs() + 1e-6 * (1 + total.abs())
-        lost = bool((trial.total(trial.theta + way) != total).any()) and not bool(rise.any())
-        if lost or (not single and float(wrong.double().mean()) > 0.1):
-            raise SimulatorError(
-                f"log p changes with '{parameter.name}', but its gradient does not say so. Keep theta a tensor all "
-                "the way: no item, float, numpy or detach, and no round or comparison in its place."
-            )
-    return [name for name in single if bool(slopes[name].any())]
+        way = (trial.other - trial.theta) * (torch.arange(len(parameters)) == axis)
+        far = trial.log_p(trial.replay(trial.theta + way))
+        ends = {kind: [_differences(trial, way, k * STEP[kind]) for k in (4, 1)] for kind in set(kinds.values())}
+        for name, kind in kinds.items():
+            coarse, fine = (found[name] for found in ends[kind])
+            rise, least = (slopes[name] * way).sum(-1), SLOPES[kind] * (1 + own[name].abs())
+            wrong = (fine - rise).abs() - 3 * (fine - coarse).abs() > 1e3 * SLOPES[kind] * fine.abs() + least
+            lost = bool((far[name] != own[name]).any()) and not bool(rise.any())
+            if lost or float(wrong.double().mean()) > 0.1:
+                raise SimulatorError(
+                    f"site '{name}': log p changes with '{parameter.name}', but its gradient does not say so. Keep "
+                    "theta a tensor all the way: no item, float, numpy or detach, and no round or comparison in its "
+                    "place."
+                )
+    return [name for name, kind in kinds.items() if kind != torch.float64 and bool(slopes[name].any())]
+
+
+def _differences(trial: Trial, way: Tensor, step: float) -> dict[str, Tensor]:
+    """Central difference of log p of each site, (M,) or (1,), for the whole way (M, D) or (D,)."""
+    ahead, behind = (trial.log_p(trial.replay(trial.theta + h * way)) for h in (step, -step))
+    return {name: (ahead[name] - behind[name]) / (2 * step) for name in ahead}
 
 
 def _slope(value: Tensor, leaf: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(leaf)
-    found = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)[0]
-    return torch.zeros_like(leaf) if found is None else found
+    return torch.autograd.grad(value.sum(), leaf, retain_graph=True, materialize_grads=True)[0]
 
 
 def _precision(draw: Draw) -> torch.dtype:
@@ -300,10 +308,6 @@ def _precision(draw: Draw) -> torch.dtype:
 
 def _counts(draw: Draw) -> Tensor:
     return torch.ones_like(draw.value, dtype=torch.bool) if draw.counted is None else draw.counted
-
-
-def _agree(draw: Draw) -> float:
-    return AGREE[_precision(draw)]
 
 
 def _same(one: Tensor, two: Tensor, tolerance: float) -> bool:

@@ -1,10 +1,6 @@
 """Any Pyro program as a simulator: its latents are recorded by tracing, and replayed at any theta."""
 
-import functools
-import hashlib
 import inspect
-import json
-import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +12,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_core.errors import InputError, MissingGold, SbiWarning, SimulatorError
+from sbi_core.identity import program
 from sbi_core.parameters import Parameter, names
-from sbi_core.priors import UniformPrior, describe
+from sbi_core.priors import UniformPrior
 from sbi_core.seeding import seeded
-from sbi_core.simulator import Mined, Simulator, _fingerprint, _plain
+from sbi_core.simulator import Mined, Simulator
 
 if TYPE_CHECKING:  # Pyro takes a second to import, which only those pay who use it
-    from sbi_core.simulators.pyro_trace import Draws, Layout
+    from sbi_core.simulators.pyro_layout import Layout
+    from sbi_core.simulators.pyro_trace import Draws
 
 
 class PyroSimulator(Simulator):
@@ -34,7 +32,7 @@ class PyroSimulator(Simulator):
         log p(x, z | theta, design) = sum over sites of log p(value | theta, design, values before),
 
     0 where masked. Draws carry no gradient, so reparametrised ones give true scores. Where a draw is masked, z and x
-    hold one fixed number, 0 if that is possible; NaN in a computed x marks a failed row.
+    hold 0; NaN in a computed x marks a failed row.
 
     Before its first use the program is tried at 64 draws of the prior. Refused, in one sentence, is what would make
     gold wrong: supports or masks that move with theta, Delta sites, `pyro.factor`, `pyro.param`, obs=..., scaled or
@@ -134,10 +132,8 @@ class PyroSimulator(Simulator):
     @property
     def settings(self) -> dict[str, Any]:
         """What fixes the rows: the program, with the functions and constants it uses, and how it is run."""
-        text = json.dumps(_identity(self.model, []), sort_keys=True)
-        name = getattr(self.model, "__qualname__", type(self.model).__qualname__)
         return {
-            "model": f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+            "model": program(self.model),
             "observed": list(self.observed),
             "rows_per_seed": self.rows_per_seed,
             "vectorized": self.vectorized,
@@ -263,50 +259,3 @@ def _takes(model: Callable[..., Any], *given: str) -> bool:
     except ValueError:
         return True
     return True
-
-
-def _identity(value: Any, around: list[Any]) -> Any:
-    """What a callable is made of, as plain data: code, defaults, closure, the functions and numbers it names."""
-    if any(value is other for other in around):
-        return "itself"
-    around = [*around, value]
-    if isinstance(value, types.FunctionType):
-        code = value.__code__
-        closure = [cell.cell_contents for cell in value.__closure__ or ()]
-        used = {name: value.__globals__[name] for name in _named_in(code) if name in value.__globals__}
-        used = {
-            name: thing
-            for name, thing in used.items()
-            if isinstance(thing, bool | int | float | str | tuple | list | Tensor)
-            or (isinstance(thing, types.FunctionType) and thing.__module__ == value.__module__)
-        }
-        constants = repr([constant for constant in code.co_consts if not isinstance(constant, types.CodeType)])
-        parts = (value.__defaults__, value.__kwdefaults__, closure, used)
-        source = _fingerprint(value) or [code.co_code.hex(), constants]
-        return [value.__qualname__, source, *(_identity(part, around) for part in parts)]
-    if isinstance(value, functools.partial):
-        return [_identity(part, around) for part in (value.func, value.args, value.keywords)]
-    if isinstance(value, types.MethodType):
-        return [_identity(value.__func__, around), _identity(value.__self__, around)]
-    if isinstance(value, torch.nn.Module):
-        weights = {name: _plain(weight) for name, weight in value.state_dict().items()}
-        return [type(value).__qualname__, _identity(type(value).forward, around), weights]
-    if isinstance(value, Distribution):
-        return describe(value)
-    if isinstance(value, dict):
-        return {str(key): _identity(item, around) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_identity(item, around) for item in value]
-    if hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType | Simulator | Tensor):
-        public = {key: item for key, item in vars(value).items() if not key.startswith("_")}
-        call = vars(type(value)).get("__call__")
-        return [type(value).__qualname__, _identity(call, around), _identity(public, around)]
-    return _plain(value)
-
-
-def _named_in(code: types.CodeType) -> Iterator[str]:
-    """Names that code reads, that of functions inside it too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _named_in(constant)

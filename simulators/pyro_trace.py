@@ -1,9 +1,7 @@
-"""One run of a Pyro program: what it draws, the densities of the draws, and where the rows stand in them."""
+"""One run of a Pyro program: what it draws, and the densities of the draws."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +9,9 @@ from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution, TransformedDistribution
+from torch.distributions import Distribution, TransformedDistribution, transform_to
 
-from sbi_core.errors import InputError, SimulatorError
+from sbi_core.errors import SimulatorError
 
 
 class Draw(NamedTuple):
@@ -40,8 +38,8 @@ class Draw(NamedTuple):
 
 Draws = dict[str, Draw]
 
-DENSITIES, SUPPORTS = 1, 2
-"""What is taken down at each site beside the value."""
+DENSITIES, SUPPORTS, DRAWN = 1, 2, 3
+"""What is taken down at each site beside the value; with `DRAWN` masked draws are kept as they were given."""
 
 
 class Recorder(Messenger):
@@ -71,7 +69,9 @@ class Recorder(Messenger):
                 "whose log_prob gold is read from."
             )
         elif msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
+            value = self.values[msg["name"]]
+            counted = None if self.depth == DRAWN else _counted(msg["fn"], msg["mask"], value)
+            msg["value"] = value if counted is None else torch.where(counted, value, _possible(msg["fn"], value))
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         name, reparametrised = msg["name"], msg["is_observed"] and getattr(msg["fn"], "_mask", None) is False
@@ -114,6 +114,12 @@ def _refuse(name: str, msg: dict[str, Any]) -> None:
         raise SimulatorError(
             f"site '{name}' is a Delta, computed and not drawn: held fixed, it would hide theta from what follows. "
             f"Write pyro.deterministic('{name}', ...), which is computed anew at each theta, or plain Python."
+        )
+    kinds = [type(part).__name__ for part in chain(msg["fn"])]
+    if any(kind.startswith("Relaxed") and kind.endswith("StraightThrough") for kind in kinds):
+        raise SimulatorError(
+            f"site '{name}' draws from {type(msg['fn']).__name__}, which rounds its value and forgets what it was, so "
+            "it has no density. Draw from the same without StraightThrough, or from Bernoulli or OneHotCategorical."
         )
     if isinstance(msg["scale"], Tensor) or msg["scale"] != 1:
         raise SimulatorError(
@@ -176,9 +182,34 @@ def _counted(fn: Any, mask: Any, value: Tensor) -> Tensor | None:
     return found
 
 
-def without_masked(draw: Draw, filling: Tensor | float) -> Tensor:
-    """The value of a draw, with `filling` where it is masked: what is not counted must not be told either."""
-    return draw.value if draw.counted is None else torch.where(draw.counted, draw.value, filling)
+def without_masked(draw: Draw) -> Tensor:
+    """The value of a draw, 0 where it is masked: what is not counted must not be told either."""
+    return draw.value if draw.counted is None else torch.where(draw.counted, draw.value, 0)
+
+
+def _possible(fn: Any, value: Tensor) -> Tensor:
+    """Something a distribution allows, like a value, for where it is masked: its slope must not be 0 times infinity."""
+    if isinstance(fn, TransformedDistribution):
+        shape = value.shape
+        for transform in reversed(fn.transforms):
+            shape = transform.inverse_shape(shape)
+        found = _possible(fn.base_dist, value.new_zeros(shape))
+        for transform in fn.transforms:
+            found = transform(found)
+        return found.detach()
+    if hasattr(fn, "base_dist"):
+        return _possible(fn.base_dist, value)
+    try:
+        support: Any = fn.support
+    except NotImplementedError:
+        return torch.zeros_like(value)
+    while support is not None:
+        try:
+            transform = transform_to(support)
+            return transform(torch.zeros(transform.inverse_shape(value.shape)).to(value)).detach().to(value)
+        except NotImplementedError:  # not for whole numbers, of which 0 will do, nor for mixtures
+            support = getattr(support, "base_constraint", None)
+    return torch.zeros_like(value)
 
 
 def _bounds(fn: Any) -> tuple[Tensor, ...]:
@@ -188,8 +219,9 @@ def _bounds(fn: Any) -> tuple[Tensor, ...]:
         return ()
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    ends = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
-    return tuple(torch.as_tensor(end, dtype=torch.float64).clone() for end in ends if end is not None)
+    found = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
+    ends = (torch.as_tensor(end, dtype=torch.float64).clone() for end in found if end is not None)
+    return tuple(end.reshape(end.shape + (1,) * support.event_dim) for end in ends)
 
 
 def _inside(fn: Any, value: Tensor) -> Tensor:
@@ -206,114 +238,3 @@ def _inside(fn: Any, value: Tensor) -> Tensor:
     found = _inside(base, value)
     found = found if getattr(fn, "_mask", None) is None else found | ~torch.as_tensor(fn._mask)
     return found.flatten(len(fn.batch_shape)).all(-1) if found.ndim > len(fn.batch_shape) else found
-
-
-@dataclass(frozen=True)
-class Site:
-    """One site of a vectorised program.
-
-    Attributes:
-        name: its name.
-        axis: which axis of its value the rows are.
-        shape: of one row's value.
-        dtype: of its value.
-        column: "x" or "z".
-        computed: whether it is a `pyro.deterministic`.
-        distribution: what it draws from.
-        filling: what is stored where it is masked, a value that its distribution allows; of one row.
-    """
-
-    name: str
-    axis: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    column: str
-    computed: bool
-    distribution: str
-    filling: Tensor
-
-    @property
-    def numbers(self) -> int:
-        """Numbers a row."""
-        return math.prod(self.shape)
-
-    def flat(self, draw: Draw) -> Tensor:
-        """Its value without what is masked, rows first, all else flattened: (M, numbers)."""
-        value = without_masked(draw, self.filling.unsqueeze(self.axis))
-        return value.movedim(self.axis, 0).reshape(value.shape[self.axis], self.numbers)
-
-    def unflat(self, rows: Tensor) -> Tensor:
-        """The value that `flat` made rows (M, numbers) of, in its own type and order of axes, (..., M, ...)."""
-        return rows.reshape(len(rows), *self.shape).movedim(0, self.axis).to(self.dtype)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The sites of a vectorised program that are stored: those of z in the program's order, those of x in that asked.
-
-    Attributes:
-        latents: columns of z.
-        observed: columns of x.
-    """
-
-    latents: tuple[Site, ...]
-    observed: tuple[Site, ...]
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        """Shape of one observation: its own if there is one site, flat if there are several."""
-        if len(self.observed) == 1:
-            return self.observed[0].shape or (1,)
-        return (sum(site.numbers for site in self.observed),)
-
-    @property
-    def axes(self) -> dict[str, int]:
-        """Where the rows stand in each site."""
-        return {site.name: site.axis for site in (*self.latents, *self.observed)}
-
-    def columns(self, draws: Draws, rows: int) -> tuple[Tensor, Tensor | None]:
-        """x (M, ...) and z (M, Z) of a run; z is `None` if nothing is latent."""
-        self.check(draws, rows)
-        x = _side_by_side(self.observed, draws).reshape(rows, *self.x_shape)
-        return x, _side_by_side(self.latents, draws) if self.latents else None
-
-    def values(self, x: Tensor, z: Tensor | None) -> dict[str, Tensor]:
-        """The value of each site that is drawn, from x (M, ...) and z (M, Z)."""
-        found: dict[str, Tensor] = {}
-        for name, column, sites in (("x", x, self.observed), ("z", z, self.latents)):
-            widths = [site.numbers for site in sites]
-            came = 0 if column is None else column.flatten(1).shape[1]
-            if came != sum(widths):
-                wanted = f"{sum(widths)} for the sites {[site.name for site in sites]}"
-                raise InputError(f"{name} has {came} numbers a row, expected {wanted}.")
-            if column is not None and widths:
-                parts = zip(sites, column.flatten(1).split(widths, 1), strict=True)
-                found |= {site.name: site.unflat(part) for site, part in parts if not site.computed}
-        return found
-
-    def check(self, draws: Draws, rows: int) -> None:
-        """Raise `SimulatorError` unless a run has these sites, in these shapes."""
-        want = {s.name: (*s.shape[: s.axis], rows, *s.shape[s.axis :]) for s in (*self.latents, *self.observed)}
-        have = {name: tuple(d.value.shape) for name, d in draws.items() if name in want or not d.computed}
-        if have != want:
-            name = next(name for name in [*want, *have] if have.get(name) != want.get(name))
-            raise other_sites(name, have.get(name), want.get(name), rows)
-
-    def __str__(self) -> str:
-        """A table of the sites."""
-        lines = [f"{'site':24s}{'column':8s}{'numbers':>8s}  distribution"]
-        for site in (*self.latents, *self.observed):
-            lines.append(f"{site.name:24s}{site.column:8s}{site.numbers:8d}  {site.distribution}")
-        return "\n".join(lines)
-
-
-def _side_by_side(sites: Sequence[Site], draws: Draws) -> Tensor:
-    """Values of sites, flat, beside each other; float32 only where all are."""
-    parts = [site.flat(draws[site.name]) for site in sites]
-    return torch.cat([part if part.is_floating_point() else part.to(torch.float64) for part in parts], 1)
-
-
-def other_sites(name: str, have: Any, want: Any, rows: int) -> SimulatorError:
-    """What to raise for a site (shape or `None`) that one run has and another not."""
-    what = f"site '{name}' has shape {have} in a run of {rows} rows, expected {want}: every run needs the same sites."
-    return SimulatorError(f"{what} Draw to the longest loop, under poutine.mask; or say vectorized=False.")

@@ -15,16 +15,14 @@ from sbi_core.errors import SbiError, SbiWarning, SimulatorError, nearest
 from sbi_core.parameters import Parameter
 from sbi_core.simulator import Mined
 from sbi_core.simulators.pyro_checks import Observed, Run, Trial, check, said
+from sbi_core.simulators.pyro_layout import Layout, Site, other_sites
 from sbi_core.simulators.pyro_trace import (
     DENSITIES,
-    SUPPORTS,
+    DRAWN,
     Draw,
     Draws,
-    Layout,
-    Site,
     chain,
     log_density,
-    other_sites,
     trace,
     unvalidated,
     values_of,
@@ -75,7 +73,7 @@ def try_rows(
         design, near, z = (None if c is None else c[usable] for c in (design, near, columns[1]))
         theta, x = theta[usable], columns[0][usable]
         drawn = {name: value.index_select(layout.axes[name], usable) for name, value in values_of(runs[1]).items()}
-        draws, stored = run(theta, design, drawn, SUPPORTS), layout.values(x, z)
+        draws, stored = run(theta, design, drawn, DRAWN), layout.values(x, z)
         _check_log_p(draws, layout)
         trial = Trial(run, theta, design, theta.roll(1, 0), draws, stored, layout.axes, observed)
         _warn(check(trial, parameters, near))
@@ -135,7 +133,7 @@ def _mine_row(
 def x_of_row(draws: Draws, observed: Observed) -> Tensor:
     """x (...) of one run: the value of the observed site, or those of several side by side."""
     find_observed(draws, observed)
-    values = [without_masked(draws[name], 0.0).detach() for name in observed]
+    values = [without_masked(draws[name]).detach() for name in observed]
     values = [value if value.is_floating_point() else value.to(torch.float64) for value in values]
     return torch.atleast_1d(values[0]) if len(values) == 1 else torch.cat([value.flatten() for value in values])
 
@@ -191,7 +189,7 @@ def try_single(
         with said("when it was run again with the same draws", "one theta (D,)"):
             values = values_of(draws)
             with torch.no_grad(), unvalidated():
-                draws = run(theta[row], setting, values, SUPPORTS)
+                draws = run(theta[row], setting, values, DRAWN)
             trial = Trial(run, theta[row], setting, theta[row - 1], draws, values, None, observed)
             single |= dict.fromkeys(check(trial, parameters))
             started = time.process_time()
@@ -267,7 +265,7 @@ def _find_rows(name: str, some: Draw, more: Draw | None, rows: tuple[int, int], 
     shape = shapes[0][:axis] + shapes[0][axis + 1 :]
     kind = "computed" if some.computed else type(list(chain(some.fn))[-1]).__name__
     column = "x" if observed else "z"
-    return Site(name, axis, shape, some.value.dtype, column, some.computed, kind, _filling(some, axis))
+    return Site(name, axis, shape, some.value.dtype, column, some.computed, kind)
 
 
 def _check_log_p(draws: Draws, layout: Layout) -> None:
@@ -278,17 +276,3 @@ def _check_log_p(draws: Draws, layout: Layout) -> None:
                 f"site '{name}' has a value of shape {tuple(draw.value.shape)}, but one log p for several rows. Keep "
                 "rows out of to_event, and masks in the batch shape."
             )
-
-
-def _filling(draw: Draw, axis: int) -> Tensor:
-    """0 where that has a density, else the first value that counts: its slope must not be 0 times infinity."""
-    value, which = draw.value.movedim(axis, 0), draw.counted
-    if which is None:
-        return torch.zeros_like(value[0])
-    which = which.movedim(axis, 0)
-    try:
-        possible = bool(draw.fn.log_prob(torch.zeros_like(draw.value)).isfinite().all())
-    except ValueError:
-        possible = False
-    first = value.gather(0, which.byte().argmax(0, keepdim=True))[0]
-    return torch.zeros_like(first) if possible else first

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from toys import BOX, Fragile, Shift, commits, run, same_bits, shifted
+from toys import BOX, HERE, Fragile, Shift, Slow, commits, run, same_bits
 
 from sbi_core import FunctionSimulator, Simulations, SimulatorError, Store
 
@@ -52,21 +52,18 @@ def test_breakdown_while_extending_loses_no_committed_row(tmp_path):
 
 
 SLOW_CAMPAIGN = """
-import sys, time
-from sbi_core import FunctionSimulator, Parameter, simulate
-class Slow:
-    def __call__(self, theta, rng):
-        time.sleep(0.001)
-        return theta + 0.3 * rng.standard_normal(theta.shape)
-box = [Parameter("a", -2, 2), Parameter("b", -2, 2)]
-toy = FunctionSimulator(Slow(), box, vectorized=False)
+import sys
+from toys import BOX, Slow
+from sbi_core import FunctionSimulator, simulate
+toy = FunctionSimulator(Slow(0.001), BOX, vectorized=False)
 simulate(toy, 500, store=sys.argv[1], seed=1, chunk_rows=7, progress=False, workers=int(sys.argv[2]))
 """
 
 
 def kill_midway(store, at_least, workers, pause):
     """Start the slow campaign, kill its process group once it has committed chunks, and return how many it had."""
-    with subprocess.Popen([sys.executable, "-c", SLOW_CAMPAIGN, store, str(workers)], start_new_session=True) as job:
+    command = [sys.executable, "-c", SLOW_CAMPAIGN, store, str(workers)]
+    with subprocess.Popen(command, start_new_session=True, env=HERE) as job:
         while len(commits(store)) < at_least and job.poll() is None:
             time.sleep(0.002)
         time.sleep(pause)
@@ -85,12 +82,6 @@ def kill_midway(store, at_least, workers, pause):
 )
 def test_killed_campaign_goes_on(tmp_path, kills, workers):
     path = str(tmp_path / "run.zarr")
-
-    class Slow:
-        def __call__(self, theta, rng):
-            return shifted(theta, rng)
-
-    Slow.__qualname__ = "Slow"  # settings tell callables without a source apart by name
     toy = FunctionSimulator(Slow(), BOX, vectorized=False)
     whole = run(toy, 500)
     for number in range(kills):

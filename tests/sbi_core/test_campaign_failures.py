@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from toys import BOX, Shift, commits, row_by_row, run, same_bits, shifted
+from toys import BOX, HERE, Shift, Slow, commits, row_by_row, run, same_bits, shifted
 
 from sbi_core import FunctionSimulator, InputError, SbiWarning, Simulations, SimulatorError, Store
 from sbi_core.simulations import FAILED, INVALID, OK, TIMED_OUT
@@ -233,15 +233,11 @@ def test_tables_keep_what_failed():
 
 
 INTERRUPTED = """
-import signal, sys, time
+import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who is started in the background ignores it
-from sbi_core import FunctionSimulator, Parameter, simulate
-class Slow:
-    def __call__(self, theta, rng):
-        time.sleep(0.002)
-        return theta + 0.3 * rng.standard_normal(theta.shape)
-box = [Parameter("a", -2, 2), Parameter("b", -2, 2)]
-toy = FunctionSimulator(Slow(), box, vectorized=False)
+from toys import BOX, Slow
+from sbi_core import FunctionSimulator, simulate
+toy = FunctionSimulator(Slow(0.002), BOX, vectorized=False)
 simulate(toy, 5000, store=sys.argv[1], seed=1, chunk_rows=100, progress=False, workers=int(sys.argv[2]))
 """
 
@@ -258,7 +254,7 @@ simulate(toy, 5000, store=sys.argv[1], seed=1, chunk_rows=100, progress=False, w
 def test_signals_end_in_good_order(tmp_path, number, codes, workers):
     path = str(tmp_path / "run.zarr")
     command = [sys.executable, "-c", INTERRUPTED, path, str(workers)]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as job:
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=HERE) as job:
         while len(commits(path)) < 2 and job.poll() is None:
             time.sleep(0.01)
         time.sleep(0.1)
@@ -268,12 +264,6 @@ def test_signals_end_in_good_order(tmp_path, number, codes, workers):
     kept = Store(path)[:]
     assert 200 <= len(kept) < 5000 and kept.valid.all()
     assert len(kept) % 100 or workers > 1, "the rows of the chunk in progress are kept too"
-
-    class Slow:
-        def __call__(self, theta, rng):
-            return shifted(theta, rng)
-
-    Slow.__qualname__ = "Slow"
     toy = FunctionSimulator(Slow(), BOX, vectorized=False)
     assert same_bits(run(toy, 600, store=path)[:][:600], run(toy, 600)[Store(path)[:].row[:600]])
 

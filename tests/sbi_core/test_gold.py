@@ -3,7 +3,8 @@ import torch
 from measures import z_of_mean
 from toys import GlobalState, Shift
 
-from sbi_core import InputError, MissingGold, Simulations, joint_log_ratio, joint_score, simulate
+from sbi_core import InputError, MissingGold, Simulations, check_gold, joint_log_ratio, joint_score, simulate
+from sbi_core.gold import log_joint
 from sbi_core.simulators import GaltonBoard, LinearGaussian
 
 WORLD = LinearGaussian(matrix=[[1.0, 0.0], [1.0, 2.0], [0.0, 1.0]])
@@ -142,3 +143,34 @@ def test_gold_that_does_not_know_theta_has_score_zero():
 
     rows = simulate(Flat(), 5, seed=1, progress=False)
     assert torch.equal(joint_score(Flat(), rows), torch.zeros(5, 1).double())
+
+
+def test_large_x_is_read_in_blocks(monkeypatch):
+    """Only so much of it is in float64 at a time, and nothing else changes."""
+    seen = []
+
+    class Spied(LinearGaussian):
+        def log_joint(self, theta, x, z, design):
+            seen.append(x.numel())
+            return super().log_joint(theta, x, z, design)
+
+    world = Spied(3)
+    rows = simulate(world, 1000, seed=1, progress=False)
+    other = rows.theta.roll(1, 0)
+
+    def everything():
+        seen.clear()
+        gold = [
+            joint_score(world, rows),
+            joint_log_ratio(world, rows, rows.theta, other),
+            log_joint(world, rows, other),
+        ]
+        return gold, torch.tensor([test.z for test in check_gold(world, rows).rows]), max(seen)
+
+    gold, z, most = everything()
+    monkeypatch.setattr("sbi_core.gold._NUMBERS", 300)
+    pieces, again, fewer = everything()
+    assert most == 3000 and fewer == 300
+    assert all(torch.allclose(one, two, rtol=1e-12) for one, two in zip(gold, pieces, strict=True))
+    assert torch.allclose(z, again, rtol=1e-3, atol=1e-9)
+    assert joint_score(world, rows[:0]).shape == (0, 3) and log_joint(world, rows[:0], other[:0]).shape == (0,)

@@ -1,6 +1,9 @@
 """Small worlds and measures that several tests share."""
 
+import os
 import random
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +93,21 @@ class Fragile(Shift):
         if self._calls - 1 == self._breaks_at:
             raise SimulatorError("out of nails") if self._breaks_at % 2 else OSError("out of nails")
         return super().sample(theta, design, generator)
+
+
+class Slow:
+    """The reference problem with a pause in each row; that it is private tells settings that it changes no row."""
+
+    def __init__(self, pause=0.0):
+        self._pause = pause
+
+    def __call__(self, theta, rng):
+        time.sleep(self._pause)
+        return shifted(theta, rng)
+
+
+HERE = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+"""The environment of a process that finds these toys."""
 
 
 def commits(path):

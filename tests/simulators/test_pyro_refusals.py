@@ -8,7 +8,7 @@ import torch
 from pyro.infer.reparam import LocScaleReparam
 from pyro_programs import gaussian
 
-from sbi_core import Parameter, SbiWarning, SimulatorError, check_gold, simulate
+from sbi_core import Parameter, SbiWarning, SimulatorError, check_gold, joint_score, simulate
 from sbi_core.simulators import PyroSimulator
 
 TAU = Parameter("tau", 0.5, 2)
@@ -131,6 +131,12 @@ def no_x(theta):
 def observed_already(theta):
     pyro.sample("y", dist.Normal(theta[:, 0], 1.0), obs=torch.zeros(len(theta)))
     noisy(theta[:, 0])
+
+
+def counted_vectors(theta):
+    """Its support states a bound for each row, beside vectors."""
+    z = pyro.sample("z", dist.DirichletMultinomial(theta[:, :1].expand(-1, 3), total_count=5))
+    noisy(z[:, 0].double())
 
 
 def factor(theta):
@@ -300,6 +306,30 @@ def stepped(theta):
     noisy(theta[:, 0].mul(4).round())
 
 
+def single_beside_detached(theta):
+    """A site in single precision must not hide another's lost gradient."""
+    z = pyro.sample("z", dist.Normal(theta[:, 0].float(), 1.0))
+    noisy(z.double() + theta[:, 0] * theta[:, 0].detach())
+
+
+def half_detached_single(theta):
+    a = theta[:, 0].float()
+    noisy(a * a.detach())
+
+
+def stepped_beside_another(theta):
+    noisy(pyro.sample("z", dist.Normal(theta[:, 0], 1.0)) + theta[:, 0].mul(4).round())
+
+
+def straight_through(theta):
+    noisy(pyro.sample("z", dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5).double(), logits=theta[:, 0])))
+
+
+def asserting(theta):
+    assert len(theta) < 60
+    noisy(theta[:, 0])
+
+
 def outside(theta):
     pyro.sample("x", dist.Bernoulli(1.5 * theta[:, 0]))
 
@@ -354,7 +384,12 @@ REFUSED = [
     (detached, TAU, "log p changes with 'tau', but its gradient does not say so"),
     (half_detached, TAU, "log p changes with 'tau', but its gradient does not say so"),
     (stepped, TAU, "log p changes with 'tau', but its gradient does not say so"),
-    (outside, BIASED, "the program raised ValueError"),
+    (single_beside_detached, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
+    (half_detached_single, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
+    (stepped_beside_another, TAU, "site 'x': log p changes with 'tau', but its gradient does not say so"),
+    (straight_through, TAU, "site 'z' draws from RelaxedBernoulliStraightThrough, which rounds its value"),
+    (asserting, TAU, r"raised AssertionError for theta \(64, 1\): (assert|it says no more)"),
+    (outside, BIASED, "the program raised ValueError .* Let it take arguments that the distribution allows"),
 ]
 
 
@@ -372,7 +407,7 @@ def test_refused(program, parameter, words):
 
 @pytest.mark.parametrize(
     "program",
-    [gaussian, fixed_support, computed_from_draws, masked_and_unused, padded, failing, reparametrised],
+    [gaussian, fixed_support, computed_from_draws, counted_vectors, masked_and_unused, padded, failing, reparametrised],
 )
 def test_not_refused(program):
     simulator = PyroSimulator(program, [TAU])
@@ -393,6 +428,59 @@ def test_masked_draws_are_not_told():
     assert all(len(rows.x[~there[:, k], k].unique()) <= 1 < len(rows.x[there[:, k], k].unique()) for k in range(3))
     rows = simulate(PyroSimulator(masked_and_unused, [TAU]), 200, seed=1, progress=False)
     assert len(rows.z[rows.z[:, 0] <= 1][:, 1:].unique(dim=0)) == 1
+
+
+def test_what_stands_in_place_of_masked_draws_does_not_depend_on_the_trial():
+    """Nor on the first design, which the trial is made at: rows belong to their seed alone."""
+
+    def lognormal(theta, design):
+        z = pyro.sample("z", dist.Normal(theta[:, 0], 1.0))
+        y = pyro.sample("y", dist.LogNormal(design[:, 0], 1.0).mask(z > 1))
+        noisy(torch.where(z > 1, y.log(), z))
+
+    rows = []
+    for first in (0.0, 5.0):
+        simulator = PyroSimulator(lognormal, [TAU], designs=[Parameter("level", 0, 5)])
+        simulator.check(torch.tensor([first]))
+        rows.append(simulate(simulator, 50, design=torch.tensor([2.0]), seed=1, progress=False))
+    assert torch.equal(rows[0].z, rows[1].z) and (rows[0].z[:, 1] == 0).equal(rows[0].z[:, 0] <= 1)
+    score = joint_score(simulator, rows[0])
+    assert torch.allclose(score, rows[0].z[:, :1] - rows[0].theta), "and gold is finite, of z alone"
+
+
+MASKED = {
+    "mixture": lambda a: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(len(a), 2).double()), dist.LogNormal(a[:, None].expand(-1, 2), 1.0)
+    ),
+    "shifted": lambda a: dist.TransformedDistribution(
+        dist.Exponential(torch.ones_like(a)),
+        [dist.transforms.AffineTransform(3.0, 2.0), dist.transforms.ExpTransform()],
+    ),
+    "dirichlet": lambda a: dist.Dirichlet(a[:, None].expand(-1, 3)),
+    "correlation": lambda a: dist.LKJCholesky(3, a),
+    "interval": lambda a: dist.Uniform(a.detach() * 0 + 1, 2.0),
+    "events": lambda a: dist.Gamma(a[:, None], 1.0).expand([len(a), 2]).to_event(1),
+    "von mises": lambda a: dist.VonMises(a, 1.0),
+    "count": lambda a: dist.Binomial(5, torch.sigmoid(a)),
+    "classes": lambda a: dist.OneHotCategorical(torch.stack([a, a, a], 1).softmax(1)),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_slopes_are_finite_where_draws_are_masked(name):
+    """Whatever is masked: 0 is stored, and a value that is possible stands in its place when log p is replayed."""
+
+    def program(theta):
+        z = pyro.sample("z", dist.Normal(theta[:, 0], 1.0))
+        with pyro.poutine.mask(mask=z > 1):
+            pyro.sample("y", MASKED[name](theta[:, 0]))
+        noisy(z)
+
+    simulator = PyroSimulator(program, [TAU])
+    rows = simulate(simulator, 100, seed=1, progress=False)
+    score, masked = joint_score(simulator, rows), rows.z[:, 0] <= 1
+    assert not rows.z[masked][:, 1:].any() and rows.z[~masked][:, 1:].any()
+    assert torch.allclose(score[masked], (rows.z[:, :1] - rows.theta)[masked])
 
 
 def test_log_p_that_fades_is_not_refused():

@@ -159,9 +159,48 @@ def no_tensor(theta):
     pyro.sample("x", dist.Normal(theta[0].item(), 1.0))
 
 
+def masked_but_used(theta):
+    z = pyro.sample("z", dist.Normal(theta[0], 1.0))
+    with pyro.poutine.mask(mask=z > 0):
+        y = pyro.sample("y", dist.Normal(theta[0], 1.0))
+    pyro.sample("x", dist.Normal(z + y, 1.0))
+
+
+def masked_but_used_in_x(theta):
+    z = pyro.sample("z", dist.Normal(theta[0], 1.0))
+    y = pyro.sample("y", dist.Normal(theta[0], 1.0).mask(z > 0))
+    pyro.deterministic("x", z + y)
+
+
+def masked_but_steers(theta):
+    z = pyro.sample("z", dist.Normal(theta[0], 1.0))
+    with pyro.poutine.mask(mask=z > 0):
+        y = pyro.sample("y", dist.Gamma(2.0, 1.0))
+    for k in range(int(3 * y)):
+        pyro.sample(f"step_{k}", dist.Normal(theta[0], 1.0))
+    pyro.sample("x", dist.Normal(z, 1.0))
+
+
+def masked_and_unused(theta):
+    z = pyro.sample("z", dist.Normal(theta[0], 1.0))
+    with pyro.poutine.mask(mask=z > 0):
+        y = pyro.sample("y", dist.LogNormal(theta[0], 0.5))
+    pyro.sample("x", dist.Normal(torch.where(z > 0, y, z), 1.0))
+
+
+def test_masked_draws_that_are_not_used_are_fine():
+    simulator = PyroSimulator(masked_and_unused, [MU], vectorized=False, rows_per_seed=100)
+    rows = run(simulator, 1000)
+    assert rows.joint_score.isfinite().all() and rows.joint_log_ratio.isfinite().all()
+    check_gold(simulator, rows).raise_if_failed()
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [
+        (masked_but_used, r"masked draws of the sites \['y'\] are used"),
+        (masked_but_used_in_x, r"masked draws of the sites \['y'\] are used"),
+        (masked_but_steers, r"masked draws of the sites \['y'\] are used"),
         (uneven, r"x has shape \(\d,\) in one row and \(\d,\) in another"),
         (theta_chooses, "site 'z' is there at one theta and not at another"),
         (moving, "site 'x': its support moves with theta"),
