@@ -96,12 +96,12 @@ class WeightedEvents(Simulator):
         self.x_shape = tuple(self.x.shape[1:])
         self.coefficients = self.morphing.coefficients(self._weights)
         self.cells: Cells | None = None
+        self._squares = self.coefficients.T @ self.coefficients
         points = self.morphing.monomials.points()
         table = self.morphing.monomials(points)
         self._make_positive(table, points)
         self._total = self.coefficients.sum(0)
         self._unit = (table @ self._total).mean() / len(self)
-        self._squares = self.coefficients.T @ self.coefficients
         self._running = self.coefficients.cumsum(0)
         self.flags = (*self.morphing.flags, *self._flags())
         for flag in self.flags:
@@ -156,12 +156,17 @@ class WeightedEvents(Simulator):
             return torch.autograd.grad(self.rate(leaf).log().sum(), leaf)[0]
 
     def effective_events(self, theta: Tensor) -> Tensor:
-        """(sum_i w_i)^2 / sum_i w_i^2 (*) at theta (*, D): equal weights would be worth as much (Kish)."""
+        """(sum_i w_i)^2 / sum_i w_i^2 (*) at theta (*, D): equal weights would be worth as much (Kish).
+
+        The w_i are those given: cells keep their sum, and make it no more certain.
+        """
         monomials = self.morphing.monomials(theta)
         return (monomials @ self._total) ** 2 / ((monomials @ self._squares) * monomials).sum(-1)
 
     def independent_rows(self, proposal: Distribution | Tensor | None = None) -> float:
-        """Rows that may be drawn before the library repeats itself: one over the chance that two of them are one event.
+        """Rows that may be drawn before the library repeats itself: `effective_events` of a whole campaign.
+
+        Without cells, one over the chance that two rows are one event.
 
         Args:
             proposal: density of theta, event shape (D,), or thetas (R, D) or (D,); the prior by default.
