@@ -127,7 +127,7 @@ class WeightedEvents(Simulator):
         monomials = self.morphing.monomials(theta)
         whole = monomials @ self._total
         if not bool((whole > 0).all()):
-            raise InputError(f"theta: at {theta[whole <= 0][0].tolist()} all weights are zero, and nothing happens.")
+            raise InputError(f"theta: at {theta[~(whole > 0)][0].tolist()} all weights are zero, and nothing happens.")
         target = torch.rand(len(theta), generator=generator, dtype=torch.float64) * whole
         low, high = torch.zeros(len(theta)).long(), torch.full((len(theta),), len(self) - 1)
         for _ in range(max(1, math.ceil(math.log2(len(self))))):
@@ -198,7 +198,7 @@ class WeightedEvents(Simulator):
         with one library, the same event is among the rows that train and among those held out.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        cut = len(self) - round(fraction * len(self))
+        cut = len(self) - round(fraction * len(self)) if 0 < fraction < 1 else 0
         if not 0 < cut < len(self):
             raise InputError(f"fraction = {fraction} of {len(self)} events, expected one that leaves both parts some.")
         parts = (order[:cut].sort().values, order[cut:].sort().values)
@@ -278,7 +278,7 @@ class WeightedEvents(Simulator):
 
     def _check_inside(self, theta: Tensor) -> None:
         for axis, value in zip(self.parameters, theta.unbind(-1), strict=True):
-            if bool(((value < axis.low) | (value > axis.high)).any()):
+            if not bool(((value >= axis.low) & (value <= axis.high)).all()):
                 raise InputError(
                     f"theta: {axis.name} from {float(value.min()):.4g} to {float(value.max()):.4g}, but weights are "
                     f"checked from {axis.low:.4g} to {axis.high:.4g} only. Widen the parameter's range."
@@ -302,4 +302,6 @@ def _library(x: Any, weights: Any, sampling: Any, count: int) -> tuple[Tensor, T
         bad = ~column.flatten(1).isfinite().all(1)
         if bool(bad.any()):
             raise InputError(f"{name}: {int(bad.sum())} events are not finite, the first is {int(bad.nonzero()[0])}.")
+    if not bool(weights.any()):
+        raise InputError(f"weights: those of all {len(x)} events are zero, expected some that are not.")
     return x, weights
