@@ -229,6 +229,12 @@ def test_defaults_are_weekly_cases():
         ({"horizon": 3}, r"times = \[\], horizon = 3"),
         ({"beta": [1.0]}, r"beta = \[1.0\]: expected a range of positive rates per day, \[low, high\]"),
         ({"gamma": [0.0, 1.0]}, "gamma = "),
+        ({"beta": 0.5}, "beta = 0.5: expected a range of positive rates"),
+        ({"beta": ["0.1", "1"]}, "beta = .*: expected a range of positive rates"),
+        ({"times": 7}, "times = 7, horizon = None: expected a list of times, and a horizon, in days"),
+        ({"times": "weekly"}, "times = 'weekly'"),
+        ({"horizon": float("inf")}, "horizon = inf"),
+        ({"horizon": float("nan")}, "horizon = nan"),
     ],
 )
 def test_world_that_is_none_is_refused(options, said):
@@ -238,7 +244,7 @@ def test_world_that_is_none_is_refused(options, said):
 
 def test_thetas_and_times_that_are_none_are_refused():
     world = world_of("incidence")
-    for theta in ([-1.0, 0.5], [1.0, 0.0], [float("nan"), 1.0]):
+    for theta in ([-1.0, 0.5], [1.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0]):
         with pytest.raises(InputError, match="expected positive rates beta and gamma per day"):
             simulate(world, 10, proposal=torch.tensor(theta), progress=False)
     for times in ([2.0, 1.0, 3.0], [-1.0, 1.0, 2.0], [1.0, float("nan"), 2.0]):
