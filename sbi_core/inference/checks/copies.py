@@ -50,11 +50,11 @@ def copies(
     options: dict[str, Any] = {"time_limit": time_limit, "progress": False}
 
     def drawn(rows: Tensor, seed: int) -> tuple[Tensor, Tensor, int]:
-        given = {} if design is None else {"design": design[rows]}
+        given = None if design is None else design[rows]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SbiWarning)  # of failed rows, which the caller tells of
             made = simulate(
-                simulator, len(rows), proposal=theta[rows], seed=seed, max_failures=left, **given, **options
+                simulator, len(rows), proposal=theta[rows], seed=seed, max_failures=left, design=given, **options
             )
         return made.x, made.valid, len(made.failures)
 
