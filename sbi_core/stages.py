@@ -96,7 +96,7 @@ def run_stages(job: Job) -> Results:
                 results = with_limits(results, estimator, iid=job.plain["iid"], **job.plain["limits"])
         asked = job.plain["checks"]
         with _timed("check posteriors", clock, quiet=not (asked["pairs"] or asked.get("replicates"))):
-            results = with_checks(results, estimator, prior, iid=job.plain["iid"], **asked)
+            results = with_checks(results, estimator, prior, iid=job.plain["iid"], **asked, rows=_rows(job))
     with _timed("report", clock):
         from sbi_core.report import write_report  # loads matplotlib
 
@@ -108,6 +108,13 @@ def run_stages(job: Job) -> Results:
 
 def _record(job: Job, prior: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"settings": job.settings, "seed": job.seed, "prior": prior, "versions": package_versions()}
+
+
+def _rows(job: Job) -> dict[str, float | None]:
+    """What the campaign allows, for any other number of rows."""
+    asked = job.plain["campaign"]
+    share = None if asked["max_failures"] is None else asked["max_failures"] / job.plain["n_simulations"]
+    return {"failing": share, "time_limit": asked["time_limit"]}
 
 
 def _simulated(job: Job) -> Any:

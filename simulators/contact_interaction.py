@@ -173,8 +173,10 @@ class ContactInteraction:
                 event has weight -w with probability p = negative (1 + c) / 2, else +w, times 1 / (1 - 2 p).
 
         Raises:
-            InputError: for a share of a half or more.
+            InputError: for no events, a share of a half or more, and benchmarks of another shape.
         """
+        if n < 1:
+            raise InputError(f"n = {n} events, expected at least 1.")
         if not 0 <= negative < 0.5:
             raise InputError(f"negative = {negative}, expected a share from 0 to below 0.5.")
         rng = np.random.default_rng(seed)
@@ -190,6 +192,8 @@ class ContactInteraction:
         log_m = log_m - math.log(1000.0)
         latents = torch.stack([log_m, c, y, flavour, side, each], -1)
         points = self.benchmarks() if benchmarks is None else torch.as_tensor(benchmarks, dtype=torch.float64)
+        if points.ndim != 2 or points.shape[1] != len(self.operators):
+            raise InputError(f"benchmarks have shape {tuple(points.shape)}, expected (B, {len(self.operators)}).")
         weights = self.weight(points, latents[:, None])
         noise = torch.from_numpy(rng.standard_normal((2, n)))
         seen = torch.tanh(torch.atanh(c) + self.resolution[1] * noise[1])
@@ -267,12 +271,14 @@ class ContactInteraction:
         return total @ inverse.T
 
     def _angles(self, c: Tensor) -> Tensor:
-        """Densities (*, 2) of c_obs (*) from (1 + c)^2 and from (1 - c)^2: normal noise in atanh c."""
+        """Densities (*, 2) of c_obs (*) from (1 + c)^2 and from (1 - c)^2: normal noise in atanh c; 0 if |c| >= 1."""
         nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(40))
+        inside = c.abs() < 1
+        c = torch.where(inside, c, 0.0)
         t = torch.tanh(torch.atanh(c)[..., None] + self.resolution[1] * nodes)
         each = weights / math.sqrt(2 * math.pi) * (1 - t**2)
         density = torch.stack([(each * (1 + t) ** 2).sum(-1), (each * (1 - t) ** 2).sum(-1)], -1)
-        return density / (1 - c**2)[..., None]
+        return torch.where(inside[..., None], density / (1 - c**2)[..., None], 0.0)
 
 
 def _density(x: Tensor, up: Tensor, *, valence: bool) -> Tensor:

@@ -24,6 +24,9 @@ WEEK = 7.0
 MOST_STATES = 200_000
 """States of the exact filter up to which the likelihood is computed at all."""
 
+MOST_PRODUCTS = 3e10
+"""Products of states and steps in one row up to which it is computed: some minutes."""
+
 QUICK = 300_000
 """Products of states and steps in one row up to which runs compare with the exact likelihood: some milliseconds."""
 
@@ -126,7 +129,7 @@ class Epidemic(Simulator):
 
     def sample(self, theta: Tensor, design: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw counts x (M, K) and latents z (M, 4) at theta (M, 2)."""
-        wrong = ~(theta > 0).all(1)
+        wrong = ~((theta > 0) & theta.isfinite()).all(1)
         if bool(wrong.any()):
             raise InputError(f"theta = {theta[wrong][0].tolist()}: expected positive rates beta and gamma per day.")
         times = self._times(design).expand(len(theta), -1).contiguous()
@@ -218,6 +221,19 @@ class Epidemic(Simulator):
                 f"{self._products() * 1e-8:.2g} s a row. Learn the likelihood, or ask for a smaller population."
             )
         times = self._times(design)
+        if theta.shape[-1:] != (2,) or x.shape[-1:] != self.x_shape:
+            raise InputError(
+                f"theta has shape {tuple(theta.shape)} and x {tuple(x.shape)}, expected (*, 2), which are beta and "
+                f"gamma per day, and (*, {len(self.times)}) counts."
+            )
+        beta, gamma = theta.detach().to(torch.float64).reshape(-1, 2).T
+        steps = self._filter.fastest(beta, gamma) * times.max()
+        wrong = ~((beta >= 0) & (gamma >= 0) & (states * steps < MOST_PRODUCTS))
+        if bool(wrong.any()):
+            raise InputError(
+                f"theta = {theta.reshape(-1, 2)[wrong][0].tolist()}: expected rates beta and gamma per day from 0 up, "
+                "and not so high that the exact likelihood takes minutes a row."
+            )
         shape = torch.broadcast_shapes(theta.shape[:-1], x.shape[:-1], times.shape[:-1])
         rows = [part.to(torch.float64).expand(*shape, -1).reshape(-1, part.shape[-1]) for part in (theta, x, times)]
         few = max(1, NUMBERS // states)
@@ -268,12 +284,17 @@ def _check(population: int, infected: int, stages: int, observed: str, reporting
 
 def _calendar(times: Sequence[float] | None, horizon: float | None) -> tuple[tuple[float, ...], float]:
     """The times of counting, and the latest that a design may ask for."""
-    if times is None:
-        end = 10 * WEEK if horizon is None else float(horizon)
-        found = [WEEK * week for week in range(1, int(end / WEEK + 1e-9) + 1)]
-    else:
-        found = list(map(float, times))
-        end = max(found, default=0.0) if horizon is None else float(horizon)
+    try:
+        if times is None:
+            end = 10 * WEEK if horizon is None else float(horizon)
+            found = [WEEK * week for week in range(1, int(end / WEEK + 1e-9) + 1)]
+        else:
+            found = list(map(float, times))
+            end = max(found, default=0.0) if horizon is None else float(horizon)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"times = {times!r}, horizon = {horizon!r}: expected a list of times, and a horizon, in days."
+        ) from None
     ascending = all(before <= after for before, after in zip([0.0, *found], [*found, end], strict=True))
     if not found or not ascending or not 0 < end < math.inf:
         raise InputError(
@@ -283,6 +304,7 @@ def _calendar(times: Sequence[float] | None, horizon: float | None) -> tuple[tup
 
 
 def _rate(name: str, ends: Sequence[float]) -> Parameter:
-    if len(ends) != 2 or not 0 < ends[0] < ends[1] < math.inf:
-        raise InputError(f"{name} = {list(ends)}: expected a range of positive rates per day, [low, high].")
+    numbers = [end for end in ends if isinstance(end, int | float)] if isinstance(ends, Sequence) else []
+    if len(numbers) != 2 or len(ends) != 2 or not 0 < ends[0] < ends[1] < math.inf:
+        raise InputError(f"{name} = {ends!r}: expected a range of positive rates per day, [low, high].")
     return Parameter(name, float(ends[0]), float(ends[1]), unit="1/day", latex=rf"\{name}")

@@ -1,67 +1,24 @@
 """Les Houches event files (hep-ph/0609017, arXiv:1405.1067), with the weights of a reweighting.
 
-The file is read line by line and never as XML: nothing is expanded or fetched, headers need not be well-formed, and a
-file of any length takes the memory of its observables and weights.
+A file of any length takes the memory of its observables and weights: see `LheReader`.
 """
 
 import gzip
 import math
-import re
-import zlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from sbi_core.errors import InputError, nearest
 from sbi_core.simulators.event_files import StoredEvents
+from sbi_core.simulators.lhe_reader import OWN, LheReader, Particles
 
-OWN = "XWGTUP"
-"""What an event's own weight is called, beside those of the reweighting."""
-
-_LONGEST, _LINES = 1_000_000, 100_000
-_WEIGHT = re.compile(r"""<wgt\b[^>]*?\bid\s*=\s*(["'])(.*?)\1[^>]*>([^<]*)</wgt\s*>""")
-_LISTED = re.compile(r"<weights\b[^>]*>([^<]*)</weights\s*>")
-_DECLARED = re.compile(r"""<weight\b[^>]*?\bid\s*=\s*(["'])(.*?)\1""")
-_COLUMNS = 13
 _ROW = " ".join(["%d"] * 6 + ["%.12e"] * 7) + "\n"
-
-
-class Particles:
-    """The particles of one event, in the order of the file.
-
-    Attributes:
-        table: (n, 13): identity, status, two mothers, two colours, px, py, pz, E, mass (GeV), lifetime (mm), spin.
-    """
-
-    def __init__(self, table: np.ndarray) -> None:
-        self.table = table
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @property
-    def id(self) -> np.ndarray:
-        """What each particle is, by the numbers of the Particle Data Group, (n,)."""
-        return self.table[:, 0].astype(int)
-
-    @property
-    def status(self) -> np.ndarray:
-        """-1 incoming, 1 outgoing, 2 intermediate, (n,)."""
-        return self.table[:, 1].astype(int)
-
-    @property
-    def momentum(self) -> np.ndarray:
-        """px, py, pz and E in GeV, (n, 4)."""
-        return self.table[:, 6:10]
-
-    def outgoing(self, *identities: int) -> np.ndarray:
-        """Momenta (k, 4) of the outgoing particles of these identities."""
-        return self.table[(self.table[:, 1] == 1) & np.isin(self.table[:, 0], identities), 6:10]
 
 
 def read_lhe(
@@ -97,7 +54,7 @@ def read_lhe(
             f"benchmarks = {dict(benchmarks)}, expected the same number of parameters for each weight's id."
         )
     points = torch.as_tensor([list(theta) for theta in benchmarks.values()], dtype=torch.float64)
-    reader = _Reader(Path(path))
+    reader = LheReader(Path(path))
     x, weights, own, shape = array("d"), array("d"), array("d"), (0,)
     for particles, found in reader.events():
         own.append(found[OWN])
@@ -114,7 +71,7 @@ def read_lhe(
         x.extend(each.ravel())
         for name in benchmarks:
             if name not in found:
-                raise InputError(f"{path}: event {len(own)} has no weight '{name}'; {nearest(name, found)}")
+                raise InputError(f"{path}: event {len(own)} has no weight '{name}'; {nearest(name, found)[:500]}")
             weights.append(found[name])
     if not len(weights):
         raise InputError(f"{path}: of {len(own)} events none was selected, expected some.")
@@ -172,121 +129,6 @@ def write_lhe(
             kept = "".join(f"<wgt id='{name}'> {v:.12e} </wgt>\n" for name, v in zip(names, each, strict=True))
             file.write(f"<rwgt>\n{kept}</rwgt>\n</event>\n")
         file.write("</LesHouchesEvents>\n")
-
-
-class _Reader:
-    """One pass through a file: first its head, then its events."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.cross_section: tuple[float, float] | None = None
-        self._declared: list[str] = []
-        self._line = 0
-
-    def events(self) -> Iterator[tuple[Particles, dict[str, float]]]:
-        """Yield the particles and the weights, by id, of each event."""
-        try:
-            with open(self.path, "rb") as raw:
-                zipped = raw.read(2) == b"\x1f\x8b"
-            opened = gzip.open if zipped else open
-            with opened(self.path, "rt", encoding="utf-8", errors="replace") as file:
-                yield from self._walk(self._lines(file))
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{self.path} is cut off or damaged after line {self._line} ({error}).") from None
-
-    def _lines(self, file: TextIO) -> Iterator[str]:
-        while line := file.readline(_LONGEST):
-            self._line += 1
-            if len(line) == _LONGEST:
-                raise InputError(f"{self.path}, line {self._line} is longer than {_LONGEST}: no event file.")
-            yield line
-
-    def _walk(self, lines: Iterator[str]) -> Iterator[tuple[Particles, dict[str, float]]]:
-        first = next(lines, "")
-        while first and not first.strip():
-            first = next(lines, "")
-        if not re.match(r"\s*(<\?xml|<!--|<LesHouchesEvents)", first):
-            raise InputError(f"{self.path} begins with {first[:40]!r}, expected <LesHouchesEvents.")
-        hidden = False
-        for line in lines:
-            tag = line.lstrip()
-            hidden = (hidden or "<!--" in tag) and "-->" not in tag
-            if "<!ENTITY" in tag or "<!DOCTYPE" in tag:
-                raise InputError(
-                    f"{self.path}, line {self._line} declares entities, which event files have no use for."
-                )
-            if hidden:
-                continue
-            if tag.startswith(("<init>", "<init ")):
-                self._read_init(self._block(lines, "</init"))
-            elif tag.startswith(("<event>", "<event ")):
-                yield self._read_event(self._block(lines, "</event"))
-            elif tag.startswith("</LesHouchesEvents"):
-                return
-            elif "<weight" in tag:
-                self._declared += [found[1] for found in _DECLARED.findall(tag)]
-        raise InputError(f"{self.path} is cut off after line {self._line}: no </LesHouchesEvents>.")
-
-    def _block(self, lines: Iterator[str], end: str) -> str:
-        kept: list[str] = []
-        for line in lines:
-            if line.lstrip().startswith(end):
-                return "".join(kept)
-            kept.append(line)
-            if len(kept) > _LINES:
-                break
-        raise InputError(f"{self.path} is cut off after line {self._line}: no {end}>.")
-
-    def _numbers(self, text: str, what: str) -> np.ndarray:
-        """Numbers in the text before the first tag, without comments; Fortran's exponents too."""
-        text = text.partition("<")[0]
-        if "#" in text:
-            text = "\n".join(line.partition("#")[0] for line in text.splitlines())
-        try:
-            return np.array(text.split(), dtype=float)
-        except ValueError:
-            try:
-                return np.array(re.sub(r"(?<=[\d.])[dD](?=[+-]?\d)", "e", text).split(), dtype=float)
-            except ValueError as error:
-                raise InputError(f"{self.path}, before line {self._line}: {what} is not numbers ({error}).") from None
-
-    def _read_init(self, text: str) -> None:
-        numbers = self._numbers(text, "the init block")
-        count = int(numbers[9]) if len(numbers) > 9 else 0
-        rows = numbers[10 : 10 + 4 * count]
-        if not count or len(rows) < 4 * count:
-            raise InputError(f"{self.path}: the init block has {len(numbers)} numbers, expected 10 and 4 a process.")
-        self.cross_section = float(rows[::4].sum()), float(np.sqrt((rows[1::4] ** 2).sum()))
-        self._declared += [found[1] for found in _DECLARED.findall(text)]
-
-    def _read_event(self, text: str) -> tuple[Particles, dict[str, float]]:
-        numbers = self._numbers(text, "an event")
-        count = int(numbers[0]) if len(numbers) else 0
-        if len(numbers) < 6 or len(numbers) != 6 + _COLUMNS * count:
-            raise InputError(
-                f"{self.path}, before line {self._line}: an event of {count} particles has {len(numbers)} numbers, "
-                f"expected {6 + _COLUMNS * count}."
-            )
-        weights = {name: self._weight(value) for _, name, value in _WEIGHT.findall(text)}
-        if listed := _LISTED.search(text):
-            values = listed[1].split()
-            if len(values) != len(self._declared):
-                raise InputError(
-                    f"{self.path}, before line {self._line}: {len(values)} <weights>, but the head declares "
-                    f"{len(self._declared)}."
-                )
-            weights |= {name: self._weight(value) for name, value in zip(self._declared, values, strict=True)}
-        weights[OWN] = float(numbers[2])
-        return Particles(numbers[6:].reshape(count, _COLUMNS)), weights
-
-    def _weight(self, text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            found = self._numbers(text, "a weight")
-        if len(found) != 1:
-            raise InputError(f"{self.path}, before line {self._line}: a weight is {text!r}, expected a number.")
-        return float(found[0])
 
 
 def _normalise(path: str | Path, rule: str, own: np.ndarray, stated: tuple[float, float] | None) -> tuple[str, float]:

@@ -1,13 +1,15 @@
 """Polynomial morphing: weights at benchmark parameter points become weights at any theta."""
 
+import math
 from collections.abc import Sequence
-from itertools import product
+from itertools import chain, combinations_with_replacement, product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sbi_core.columns import to_column
 from sbi_core.errors import InputError
 from sbi_core.parameters import Parameter, names
 
@@ -18,6 +20,9 @@ _RANK = 1e-10
 """Singular values below this share of the largest are none."""
 
 _CANDIDATES, _STARTS = 700, 5
+
+_MOST, _SHOWN = 5000, 20
+"""Coefficients, at most, and names of them in a message."""
 
 
 class Monomials:
@@ -49,9 +54,12 @@ class Monomials:
         low, high = (
             torch.tensor([getattr(p, end) for p in parameters], dtype=torch.float64) for end in ("low", "high")
         )
-        if not len(low) or not bool((high - low).isfinite().all()):
+        distinct = len(set(names(self.parameters))) == len(low)
+        if not len(low) or not distinct or not bool((high - low).isfinite().all()):
             ranges = [(p.name, p.low, p.high) for p in parameters]
-            raise InputError(f"parameters: {ranges}, expected at least one, and finite ranges to morph in.")
+            raise InputError(
+                f"parameters: {ranges}, expected at least one, different names, and finite ranges to morph in."
+            )
         self.powers = _powers(degree, len(low))
         self.names = [_name(row, names(self.parameters)) for row in self.powers.tolist()]
         self._low, self._width = low, high - low
@@ -64,6 +72,8 @@ class Monomials:
 
     def __call__(self, theta: Tensor) -> Tensor:
         """m(theta) (*, C) at theta (*, D), float64, differentiable."""
+        if theta.shape[-1:] != self._low.shape:
+            raise InputError(f"theta has shape {tuple(theta.shape)}, expected (*, {len(self._low)}).")
         return _products((theta.to(torch.float64) - self._centre) / self._scale, self.powers)
 
     def undetermined(self, points: Tensor, rank: int) -> list[str]:
@@ -121,9 +131,9 @@ class Morphing:
     """
 
     def __init__(self, monomials: Monomials, benchmarks: Any) -> None:
-        points = torch.as_tensor(benchmarks, dtype=torch.float64)
+        points = to_column("benchmarks", benchmarks).to(torch.float64)
         dims, labels = len(monomials.parameters), names(monomials.parameters)
-        if points.ndim != 2 or points.shape[1] != dims or not bool(points.isfinite().all()):
+        if points.ndim != 2 or points.shape[1] != dims or not len(points) or not bool(points.isfinite().all()):
             raise InputError(
                 f"benchmarks have shape {tuple(points.shape)}, expected (B, {dims}), finite: a point of {labels} a row."
             )
@@ -131,7 +141,8 @@ class Morphing:
         singular = torch.linalg.svdvals(matrix)
         rank = int((singular > _RANK * singular[0]).sum())
         if rank < len(monomials):
-            missing = ", ".join(map(repr, monomials.undetermined(points, rank)))
+            lost = monomials.undetermined(points, rank)
+            missing = ", ".join(map(repr, lost[:_SHOWN])) + (f" and {len(lost) - _SHOWN} others" * (len(lost) > _SHOWN))
             raise InputError(
                 f"benchmarks: {len(points)} points determine {rank} of the {len(monomials)} coefficients, not those of "
                 f"{missing}. Add {len(monomials) - rank} more that tell them apart (propose_benchmarks lists some), or "
@@ -177,26 +188,33 @@ def propose_benchmarks(
     Args:
         parameters: the D axes of theta.
         degree: as of `Monomials`.
-        count: benchmarks B in all; as many as coefficients by default.
+        count: benchmarks B in all; by default as many as coefficients, or more if fixed ones tell nothing new.
         fixed: points (F, D) that must be among them, such as the standard model.
 
     Returns:
         (B, D), the fixed ones first.
 
     Raises:
-        InputError: for fewer benchmarks than coefficients or than fixed ones.
+        InputError: for fewer benchmarks than the fixed ones and those that determine what these leave open.
 
     Example:
         >>> propose_benchmarks([Parameter("a", -1, 1)], 2, fixed=[[0.0]])[:, 0]
         tensor([ 0., -1.,  1.], dtype=torch.float64)
     """
     monomials = Monomials(parameters, degree)
-    kept = torch.zeros(0, len(parameters)).double() if fixed is None else torch.as_tensor(fixed, dtype=torch.float64)
-    count = max(len(monomials), len(kept)) if count is None else count
-    if kept.ndim != 2 or kept.shape[1] != len(parameters) or count < max(len(monomials), len(kept)):
+    kept = torch.zeros(0, len(parameters)) if fixed is None else to_column("fixed", fixed)
+    kept = kept.to(torch.float64)
+    fits = kept.ndim == 2 and kept.shape[1] == len(parameters) and bool(kept.isfinite().all())
+    least = len(monomials)
+    if fits and len(kept):
+        singular = torch.linalg.svdvals(monomials(kept))
+        least += len(kept) - int((singular > _RANK * singular[0]).sum())
+    count = least if count is None else count
+    if not fits or not isinstance(count, int) or count < least:
         raise InputError(
-            f"count = {count} benchmarks, fixed has shape {tuple(kept.shape)}: expected at least {len(monomials)}, one "
-            f"for each coefficient, and fixed points of shape (F, {len(parameters)}) among them."
+            f"count = {count} benchmarks, fixed has shape {tuple(kept.shape)}: expected at least {least}, one for each "
+            "coefficient that the fixed points leave open beside these, and fixed points of shape (F, "
+            f"{len(parameters)}), finite, among them."
         )
     candidates = monomials.lattice(_CANDIDATES) if len(parameters) < 7 else monomials.points(_CANDIDATES)
     within, rows = monomials(monomials.points(_CANDIDATES)[-_CANDIDATES:]), monomials(candidates)
@@ -239,7 +257,10 @@ def _products(unit: Tensor, powers: Tensor) -> Tensor:
 
 def _powers(degree: Any, dims: int) -> Tensor:
     """Powers (C, D) that a degree means, lowest total degree first."""
-    table = np.asarray(degree)
+    try:
+        table = np.asarray(degree)
+    except ValueError:
+        table = np.array("ragged")
     fits = table.shape in ((), (dims,)) or (table.ndim == 2 and table.shape[1] == dims and table.shape[0] > 0)
     if not fits or table.dtype.kind not in "iu" or (table < 0).any():
         raise InputError(
@@ -250,10 +271,18 @@ def _powers(degree: Any, dims: int) -> Tensor:
         if len(np.unique(table, axis=0)) < len(table):
             raise InputError(f"degree: the table of {len(table)} powers names a monomial twice. Name each once.")
         return torch.from_numpy(table.astype(np.int64))
-    most = np.broadcast_to(table, dims)
-    rows = product(*(range(int(m) + 1) for m in most))
-    kept = [row for row in rows if table.ndim or sum(row) <= int(table)]
-    return torch.tensor(sorted(kept, key=lambda row: (sum(row), [-p for p in row])))
+    count = math.prod(int(m) + 1 for m in table) if table.ndim else math.comb(dims + int(table), dims)
+    if count > _MOST:
+        raise InputError(
+            f"degree = {degree!r} of {dims} parameters: {count:,} coefficients, expected at most {_MOST:,}."
+        )
+    rows: list[tuple[int, ...]]
+    if table.ndim:
+        rows = list(product(*(range(int(m) + 1) for m in table)))
+    else:
+        each = chain.from_iterable(combinations_with_replacement(range(dims), k) for k in range(int(table) + 1))
+        rows = [tuple(map(factors.count, range(dims))) for factors in each]
+    return torch.tensor(sorted(rows, key=lambda row: (sum(row), [-p for p in row])))
 
 
 def _closed(powers: list[list[int]]) -> bool:

@@ -96,12 +96,12 @@ class WeightedEvents(Simulator):
         self.x_shape = tuple(self.x.shape[1:])
         self.coefficients = self.morphing.coefficients(self._weights)
         self.cells: Cells | None = None
+        self._squares = self.coefficients.T @ self.coefficients
         points = self.morphing.monomials.points()
         table = self.morphing.monomials(points)
         self._make_positive(table, points)
         self._total = self.coefficients.sum(0)
         self._unit = (table @ self._total).mean() / len(self)
-        self._squares = self.coefficients.T @ self.coefficients
         self._running = self.coefficients.cumsum(0)
         self.flags = (*self.morphing.flags, *self._flags())
         for flag in self.flags:
@@ -127,7 +127,7 @@ class WeightedEvents(Simulator):
         monomials = self.morphing.monomials(theta)
         whole = monomials @ self._total
         if not bool((whole > 0).all()):
-            raise InputError(f"theta: at {theta[whole <= 0][0].tolist()} all weights are zero, and nothing happens.")
+            raise InputError(f"theta: at {theta[~(whole > 0)][0].tolist()} all weights are zero, and nothing happens.")
         target = torch.rand(len(theta), generator=generator, dtype=torch.float64) * whole
         low, high = torch.zeros(len(theta)).long(), torch.full((len(theta),), len(self) - 1)
         for _ in range(max(1, math.ceil(math.log2(len(self))))):
@@ -156,12 +156,17 @@ class WeightedEvents(Simulator):
             return torch.autograd.grad(self.rate(leaf).log().sum(), leaf)[0]
 
     def effective_events(self, theta: Tensor) -> Tensor:
-        """(sum_i w_i)^2 / sum_i w_i^2 (*) at theta (*, D): equal weights would be worth as much (Kish)."""
+        """(sum_i w_i)^2 / sum_i w_i^2 (*) at theta (*, D): equal weights would be worth as much (Kish).
+
+        The w_i are those given: cells keep their sum, and make it no more certain.
+        """
         monomials = self.morphing.monomials(theta)
         return (monomials @ self._total) ** 2 / ((monomials @ self._squares) * monomials).sum(-1)
 
     def independent_rows(self, proposal: Distribution | Tensor | None = None) -> float:
-        """Rows that may be drawn before the library repeats itself: one over the chance that two of them are one event.
+        """Rows that may be drawn before the library repeats itself: `effective_events` of a whole campaign.
+
+        Without cells, one over the chance that two rows are one event.
 
         Args:
             proposal: density of theta, event shape (D,), or thetas (R, D) or (D,); the prior by default.
@@ -193,7 +198,7 @@ class WeightedEvents(Simulator):
         with one library, the same event is among the rows that train and among those held out.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        cut = len(self) - round(fraction * len(self))
+        cut = len(self) - round(fraction * len(self)) if 0 < fraction < 1 else 0
         if not 0 < cut < len(self):
             raise InputError(f"fraction = {fraction} of {len(self)} events, expected one that leaves both parts some.")
         parts = (order[:cut].sort().values, order[cut:].sort().values)
@@ -273,7 +278,7 @@ class WeightedEvents(Simulator):
 
     def _check_inside(self, theta: Tensor) -> None:
         for axis, value in zip(self.parameters, theta.unbind(-1), strict=True):
-            if bool(((value < axis.low) | (value > axis.high)).any()):
+            if not bool(((value >= axis.low) & (value <= axis.high)).all()):
                 raise InputError(
                     f"theta: {axis.name} from {float(value.min()):.4g} to {float(value.max()):.4g}, but weights are "
                     f"checked from {axis.low:.4g} to {axis.high:.4g} only. Widen the parameter's range."
@@ -297,4 +302,6 @@ def _library(x: Any, weights: Any, sampling: Any, count: int) -> tuple[Tensor, T
         bad = ~column.flatten(1).isfinite().all(1)
         if bool(bad.any()):
             raise InputError(f"{name}: {int(bad.sum())} events are not finite, the first is {int(bad.nonzero()[0])}.")
+    if not bool(weights.any()):
+        raise InputError(f"weights: those of all {len(x)} events are zero, expected some that are not.")
     return x, weights

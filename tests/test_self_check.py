@@ -85,6 +85,18 @@ def test_a_run_checks_itself(here: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "checks.pairs = 10: expected 0, or at least 100" in capsys.readouterr().err
 
 
+def test_a_run_allows_what_its_campaign_did(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a share, since the checks simulate other numbers of rows."""
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "sbi_core.stages.with_checks", lambda results, *given, rows, **more: asked.append(rows) or results
+    )
+    ask = ["x_obs=[12]", "n_simulations=100", "training.max_epochs=1", "seed=1"]
+    assert main([*ask, "run_dir=a", "campaign.max_failures=20", "campaign.time_limit=50"]) == 0
+    assert main([*ask, "run_dir=b"]) == 0
+    assert asked == [{"failing": 0.2, "time_limit": 50}, {"failing": None, "time_limit": None}]
+
+
 def panel() -> Any:
     with plots.style():
         return Figure().add_subplot()

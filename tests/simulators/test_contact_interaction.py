@@ -199,6 +199,24 @@ def test_settings_that_make_no_process_are_refused(options, text):
         ContactInteraction(**options)
 
 
+@pytest.mark.parametrize(
+    ("n", "benchmarks", "text"),
+    [
+        (0, THETA, "n = 0 events, expected at least 1"),
+        (5, [0.0, 0.0, 0.0], r"benchmarks have shape \(3,\), expected \(B, 3\)"),
+        (5, [[0.0]], r"benchmarks have shape \(1, 1\), expected \(B, 3\)"),
+    ],
+)
+def test_events_that_are_none_are_refused(n, benchmarks, text):
+    with pytest.raises(InputError, match=text):
+        PROCESS.generate(n, benchmarks, seed=1)
+
+
+def test_cosines_that_cannot_be_have_no_density():
+    found = PROCESS.log_likelihood(THETA[0], torch.tensor([[0.0, 1.0], [0.0, -1.5], [0.0, 0.999]]))
+    assert found.isneginf().tolist() == [True, True, False] and bool(found[2].isfinite())
+
+
 def test_too_many_negative_weights_are_refused():
     with pytest.raises(InputError, match="expected a share from 0 to below"):
         PROCESS.generate(10, THETA, seed=1, negative=0.5)

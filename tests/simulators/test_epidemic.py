@@ -148,16 +148,24 @@ def test_time_goes_on_from_where_it_was():
     generator, n = torch.Generator().manual_seed(1), 6000
     beta, gamma, s = (torch.full((n,), value, dtype=torch.float64) for value in (1.2, 0.5, 60.0))
     begin = torch.tensor([4.0, 2.0]).double().expand(n, 2)
-    three = torch.full((n, 1), 3.0, dtype=torch.float64)
-    whole = follow(beta, gamma, s, begin, 2 * three, 70, generator)
-    first = follow(beta, gamma, s, begin, three, 70, generator)
-    then = follow(beta, gamma, first.susceptible[:, 0], first.infected[:, 0], three, 70, generator)
-    once = torch.cat([whole.susceptible, whole.infected[:, 0], whole.burden[:, None], whole.contacts[:, None]], 1)
-    sums = then.burden + first.burden, then.contacts + first.contacts
-    twice = torch.cat([then.susceptible, then.infected[:, 0], *(total[:, None] for total in sums)], 1)
-    error = ((once.var(0) + twice.var(0)) / n).sqrt()
-    assert float(((once.mean(0) - twice.mean(0)) / error).abs().max()) < 4
-    assert float(((once.mean(0) - first.susceptible.mean()) / error).abs().max()) > 4
+    days = torch.ones((n, 1), dtype=torch.float64)
+
+    def columns(last, *parts):
+        sums = [sum(getattr(part, name) for part in parts)[:, None] for name in ("burden", "contacts")]
+        return torch.cat([last.susceptible, last.infected[:, 0], *sums], 1)
+
+    def worst(infected, wait):
+        then = follow(beta, gamma, first.susceptible[:, 0], infected, wait * days, 70, generator)
+        twice = columns(then, first, then)
+        return (once.mean(0) - twice.mean(0)).abs() / ((once.var(0) + twice.var(0)) / n).sqrt()
+
+    whole = follow(beta, gamma, s, begin, 6 * days, 70, generator)
+    first = follow(beta, gamma, s, begin, 3 * days, 70, generator)
+    once, stages = columns(whole, whole), first.infected[:, 0]
+    assert float(worst(stages, 3.0).max()) < 4
+    young = torch.stack([stages.sum(1), torch.zeros(n)], 1)
+    assert float(worst(young, 3.0).max()) > 4, "saboteur: all are in the first stage again"
+    assert float(worst(stages, 3.5).min()) > 4, "saboteur: half a day too long, which every column shows"
 
 
 def test_everyone_is_somewhere():
@@ -221,6 +229,12 @@ def test_defaults_are_weekly_cases():
         ({"horizon": 3}, r"times = \[\], horizon = 3"),
         ({"beta": [1.0]}, r"beta = \[1.0\]: expected a range of positive rates per day, \[low, high\]"),
         ({"gamma": [0.0, 1.0]}, "gamma = "),
+        ({"beta": 0.5}, "beta = 0.5: expected a range of positive rates"),
+        ({"beta": ["0.1", "1"]}, "beta = .*: expected a range of positive rates"),
+        ({"times": 7}, "times = 7, horizon = None: expected a list of times, and a horizon, in days"),
+        ({"times": "weekly"}, "times = 'weekly'"),
+        ({"horizon": float("inf")}, "horizon = inf"),
+        ({"horizon": float("nan")}, "horizon = nan"),
     ],
 )
 def test_world_that_is_none_is_refused(options, said):
@@ -230,7 +244,7 @@ def test_world_that_is_none_is_refused(options, said):
 
 def test_thetas_and_times_that_are_none_are_refused():
     world = world_of("incidence")
-    for theta in ([-1.0, 0.5], [1.0, 0.0], [float("nan"), 1.0]):
+    for theta in ([-1.0, 0.5], [1.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0]):
         with pytest.raises(InputError, match="expected positive rates beta and gamma per day"):
             simulate(world, 10, proposal=torch.tensor(theta), progress=False)
     for times in ([2.0, 1.0, 3.0], [-1.0, 1.0, 2.0], [1.0, float("nan"), 2.0]):

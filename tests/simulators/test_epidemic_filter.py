@@ -188,3 +188,35 @@ def test_several_epidemics_are_events():
     runs = simulate(Events(world, 3), 50, seed=1, progress=False)
     each = torch.stack([world.log_likelihood(runs.theta, runs.x[:, k]) for k in range(3)]).sum(0)
     assert torch.allclose(Events(world, 3).log_likelihood(runs.theta, runs.x), each)
+
+
+@pytest.mark.parametrize(
+    ("theta", "x", "said"),
+    [
+        (
+            [0.5, 0.2],
+            [1.0, 1.0, 1.0],
+            r"theta has shape \(2,\) and x \(3,\), expected \(\*, 2\), which are beta and gamma",
+        ),
+        ([0.5, 0.2, 0.1], [1.0, 1.0], r"theta has shape \(3,\)"),
+        ([-0.5, 0.2], [1.0, 1.0], "expected rates beta and gamma per day from 0 up"),
+        ([float("nan"), 0.2], [1.0, 1.0], "theta = \\[nan, .* from 0 up"),
+        ([1e9, 0.2], [1.0, 1.0], "not so high that the exact likelihood takes minutes"),
+    ],
+)
+def test_questions_that_have_no_answer_are_refused(theta, x, said):
+    world = world_of("prevalence")
+    for ask in (world.log_likelihood, world.score):
+        with pytest.raises(InputError, match=said):
+            ask(torch.tensor(theta), torch.tensor(x))
+
+
+def test_the_smallest_and_the_fullest_epidemics():
+    """One individual, who recovers at rate gamma whatever beta is; and nobody left to infect."""
+    alone = Epidemic(population=1, infected=1, observed="prevalence", times=[1.0, 3.0], reporting=1.0, **RANGES)
+    exact = torch.tensor([-3 * 0.5, -0.5 + np.log(1 - np.exp(-1.0)), np.log(1 - np.exp(-0.5)), -np.inf]).double()
+    x = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    assert torch.allclose(alone.log_likelihood(THETA, x), exact, atol=1e-12)
+    full = Epidemic(population=6, infected=6, times=[1.0, 3.0], **RANGES)
+    assert full.log_likelihood(THETA, torch.zeros(2)).abs() < 1e-12
+    assert float(full.fisher_information(THETA).abs().max()) < 1e-12

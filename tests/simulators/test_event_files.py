@@ -1,16 +1,14 @@
 import gzip
 import math
-import sys
 import time
 import tracemalloc
 
-import h5py
 import numpy as np
 import pytest
 import torch
 
 from sbi_core import InputError
-from sbi_core.simulators import ContactInteraction, WeightedEvents, read_lhe, read_madminer, write_lhe
+from sbi_core.simulators import ContactInteraction, WeightedEvents, read_lhe, write_lhe
 
 HEAD = """<LesHouchesEvents version="3.0">
 <header>
@@ -176,6 +174,13 @@ def test_weights_in_the_order_of_the_head(tmp_path):
         (lambda t: t.replace("9.11880000e+01", "ninety", 1), "an event is not numbers"),
         (lambda t: t.replace("+1.50000000e+00 </wgt>", "much </wgt>"), "a weight is not numbers"),
         (lambda t: t.replace("-4 1\n", "-4 2\n"), "the init block has 14 numbers, expected 10 and 4 a process"),
+        (lambda t: t.replace("-4 1\n", "-4 nan\n"), "the init block has 14 numbers, expected 10 and 4 a process"),
+        (lambda t: t.replace(" 4      1", " inf      1", 1), "of inf particles has 58 numbers, expected 6 and"),
+        (lambda t: t.replace(" 4      1", " -4      1", 1), "an event of -4 particles has 58 numbers"),
+        (lambda t: t.replace("+1.50000000e+00 </wgt>", "nan </wgt>"), "weight 'sm' is nan, expected one finite number"),
+        (lambda t: t.replace(" 4      1 +1.0", " 4      1 inf +1.0", 1).replace("inf +1.00000000e+00", "inf"),
+         "weight 'XWGTUP' is inf, expected one finite number"),
+        (lambda t: t.replace('<wgt id="plus">', "<wgt id='sm'>", 1), "weight 'sm' is 2, and before that 1.5"),
     ],
 )  # fmt: skip
 def test_broken_lhe_files_are_refused(tmp_path, change, text):
@@ -214,6 +219,84 @@ def test_external_entities_are_not_fetched(tmp_path):
 def test_endless_lines_are_refused(tmp_path):
     with pytest.raises(InputError, match="line 4 is longer than 1000000"):
         read_lhe(written(tmp_path, HEAD[: HEAD.index("<init>")] + "x" * 3_000_000), transverse, BENCHMARKS)
+
+
+CRAFTED = {
+    "names without end": "<weight " * 100_000,
+    "names without an equal sign": "<weight id " + "id " * 300_000,
+    "names that are not closed": "<weight id='x" * 70_000,
+    "spaces": "<weight id" + " " * 900_000,
+}
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_crafted_heads_cost_what_others_do(tmp_path, kind):
+    """Lines of a megabyte, on which a pattern that backtracks takes from a minute to an hour."""
+    text = text_of().replace("<weightgroup name", f"{CRAFTED[kind]}\n<weightgroup name")
+    assert len(text) > 8e5 and len(read_lhe(written(tmp_path, text), transverse, BENCHMARKS)) == 3
+
+
+@pytest.mark.parametrize(
+    "what", ["<wgt ", "<wgt id='x", "<wgt id='x'>", "<wgt id='x'>1 </wgt ", "<weights>", "<weights "]
+)
+def test_crafted_events_cost_what_others_do(tmp_path, what):
+    crafted = "\n".join([what * (900_000 // len(what))] * 3)
+    text = text_of().replace("<mgrwt>", f"<mgrwt>\n{crafted}", 1)
+    assert len(text) > 2.6e6 and len(read_lhe(written(tmp_path, text), transverse, BENCHMARKS)) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.replace("<mgrwt>", f"{'1 ' * 50_000}\n" * 200, 1), "before </event>, which no event"),
+        (lambda t: t.replace("<generator", f"{'1 ' * 50_000}\n" * 200, 1), "before </init>, which no event"),
+        (lambda t: t.replace("<weight id", "<weight id='name'>\n" * 1_000_000 + "<weight id", 1), "declare weights"),
+    ],
+)
+def test_what_is_kept_is_bounded(tmp_path, change, said):
+    """20 MB, of which no more than one event's share is ever in memory."""
+    path = written(tmp_path, change(text_of()), "events.lhe.gz")
+    tracemalloc.start()
+    with pytest.raises(InputError, match=rf"line \d+: more than 4000000 characters {said}"):
+        read_lhe(path, transverse, BENCHMARKS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e7
+
+
+def test_long_nonsense_makes_short_errors(tmp_path):
+    long = "x" * 900_000
+    for text in (
+        text_of().replace("+1.50000000e+00 </wgt>", f"{long} </wgt>"),
+        text_of().replace("<wgt id='sm'>", f"<wgt id='{long}'>"),
+        text_of().replace("9.11880000e+01", long),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_lhe(written(tmp_path, text), transverse, BENCHMARKS)
+        assert len(str(caught.value)) < 1000
+
+
+def test_comments_end_where_they_end(tmp_path):
+    """One at the very beginning, and two on a line of which the second goes on."""
+    shown = "<!-- one --> <!-- two\n<event>\nnothing\n-->\n"
+    for text in (
+        text_of().replace("</header>\n", f"</header>\n{shown}"),
+        f"<!-- as it was:\n<event>\n-->\n{text_of()}",
+    ):
+        assert len(read_lhe(written(tmp_path, text), transverse, BENCHMARKS)) == 3
+
+
+def test_processes_add_up(tmp_path):
+    """Two processes in one file: the head's cross-sections add, and so do their errors, in squares."""
+    text = text_of().replace("-4 1\n", "-4 2\n").replace("4.0e+00 1\n", "4.0e+00 1\n0.5 1.0e-02 4.0e+00 2\n")
+    found = read_lhe(written(tmp_path, text.replace("2.00000000e+00 1.0e-02", "1.5 1.0e-02")), transverse, BENCHMARKS)
+    assert found.cross_section == pytest.approx((2.0, 0.01 * 2**0.5)) and found.normalisation == "average"
+
+
+@pytest.mark.parametrize("name", ["nowhere.lhe", "."])
+def test_files_that_are_not_there_are_told(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_lhe(tmp_path / name, transverse, BENCHMARKS)
 
 
 @pytest.mark.parametrize("numbers", [[math.nan], 1.0, "pt"])
@@ -277,96 +360,3 @@ def test_file_written_is_read_back(tmp_path):
     events = WeightedEvents(made.x, made.weights, found.benchmarks, PROCESS.parameters)
     theta = torch.tensor([[0.3, -0.2]]).double()
     assert torch.allclose(events.rate(theta), PROCESS.weight(theta, made.latents).sum())
-
-
-def madminer(path, *, bytes_of_names=True, **changes):
-    """Write a file in MadMiner's layout: two parameters, three benchmarks of which one is of a nuisance parameter."""
-
-    def text(names):
-        return np.array(names, dtype="S256") if bytes_of_names else np.array(names, dtype=h5py.string_dtype())
-
-    layout = {
-        "parameters/names": text(["CWL2", "CPWL2"]),
-        "parameters/lha_blocks": text(["dim6", "dim6"]),
-        "parameters/lha_ids": np.array([2, 5]),
-        "parameters/max_power": np.array([[1], [1]]),
-        "parameters/ranges": np.array([[-10.0, 10.0], [-5.0, 5.0]]),
-        "parameters/transforms": text(["", "16.52*theta"]),
-        "benchmarks/names": text(["sm", "w", "up", "x"]),
-        "benchmarks/values": np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 0.0], [-4.0, 4.0]]),
-        "benchmarks/is_nuisance": np.array([0, 0, 1, 0]),
-        "benchmarks/is_reference": np.array([1, 0, 0, 0]),
-        "morphing/components": np.array([[0, 0], [1, 0], [0, 1]]),
-        "morphing/morphing_matrix": np.eye(3),
-        "observables/names": text(["pt", "phi"]),
-        "observables/definitions": text(["j[0].pt", ""]),
-        "samples/observations": np.arange(10.0).reshape(5, 2),
-        "samples/weights": np.arange(101.0, 121.0).reshape(5, 4) * 1e-3,
-        "samples/sampling_benchmarks": np.array([0, 0, 1, 1, -1]),
-        "sample_summary/signal_events_per_benchmark": np.array([3000, 1000, 0, 0]),
-        "sample_summary/background_events": np.array(7),
-    }
-    with h5py.File(path, "w") as file:
-        for name, value in (layout | changes).items():
-            if value is not None:
-                file.create_dataset(name, data=value)
-    return path
-
-
-@pytest.mark.parametrize("bytes_of_names", [True, False])
-def test_madminer_file_is_read(tmp_path, bytes_of_names):
-    found = read_madminer(madminer(tmp_path / "events.h5", bytes_of_names=bytes_of_names))
-    assert [(p.name, p.low, p.high) for p in found.parameters] == [("CWL2", -10, 10), ("CPWL2", -5, 5)]
-    assert found.names == ("sm", "w", "x") and found.observables == ("pt", "phi")
-    assert found.benchmarks.tolist() == [[0, 0], [8, 0], [-4, 4]]
-    raw = torch.arange(101.0, 121.0).double().reshape(5, 4)[:, [0, 1, 3]] * 1e-3
-    shares = torch.tensor([0.75, 0.75, 0.25, 0.25, 1.0]).double()
-    assert torch.allclose(found.weights, raw * shares[:, None]) and found.read == 5
-    assert not torch.allclose(found.weights, raw), "saboteur: without the shares"
-    assert np.asarray(found.degree).tolist() == [[0, 0], [1, 0], [0, 1]]
-    events = WeightedEvents(found.x, found.weights, found.benchmarks, found.parameters, degree=found.degree)
-    assert torch.allclose(events.rate(found.benchmarks), found.weights.sum(0)) and len(events) == 5
-
-
-def test_madminer_file_of_one_sample(tmp_path):
-    """Older files do not say where events were sampled, nor how to morph."""
-    missing = dict.fromkeys(
-        (
-            "samples/sampling_benchmarks",
-            "sample_summary/signal_events_per_benchmark",
-            "morphing/components",
-            "benchmarks/is_nuisance",
-            "observables/names",
-        )
-    )
-    found = read_madminer(madminer(tmp_path / "old.h5", **missing))
-    assert found.weights[0].tolist() == pytest.approx([0.101, 0.102, 0.103, 0.104]) and found.degree == 2
-    one = {"samples/sampling_benchmarks": np.zeros(5), "sample_summary/signal_events_per_benchmark": None}
-    assert read_madminer(madminer(tmp_path / "one.h5", **one)).weights[4, 0] == pytest.approx(0.117)
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"samples/weights": None}, "has no 'samples/weights', which MadMiner's files have. Events come with"),
-        ({"parameters/names": None}, "has no 'parameters/names'"),
-        ({"samples/weights": np.ones((5, 3))}, r"weights have shape \(5, 3\), expected \(N, 4\)"),
-        ({"sample_summary/signal_events_per_benchmark": None}, "sampled at 2 benchmarks, and the file does not say"),
-        ({"samples/sampling_benchmarks": np.zeros(4)}, "do not fit 5 events"),
-    ],
-)
-def test_broken_madminer_files_are_refused(tmp_path, changes, text):
-    with pytest.raises(InputError, match=text):
-        read_madminer(madminer(tmp_path / "events.h5", **changes))
-
-
-def test_files_that_are_not_hdf5_are_refused(tmp_path):
-    path = written(tmp_path, text_of())
-    with pytest.raises(InputError, match="cannot be read as HDF5"):
-        read_madminer(path)
-
-
-def test_missing_h5py_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(InputError, match=r"this needs h5py, which is not installed: pip install 'sbi-core\[hdf5\]'"):
-        read_madminer(tmp_path / "events.h5")

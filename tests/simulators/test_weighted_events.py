@@ -294,6 +294,18 @@ ONE = {"benchmarks": [[0.0], [1.0]], "parameters": [Parameter("a", 0, 1)], "degr
         (torch.zeros(3, 1), torch.ones(3, 2) / 0, {}, "weights: 3 events are not finite"),
         (torch.zeros(3, 1), torch.ones(3, 2), {"negative": "drop"}, "negative = 'drop', expected 'error' or 'cells'"),
         (torch.zeros(3, 1), torch.ones(3, 2), {"sampling_weights": [1.0]}, r"shape \(1,\), expected \(3,\)"),
+        (torch.zeros(3, 1), torch.zeros(3, 2), {}, "weights: those of all 3 events are zero"),
+        (torch.zeros(3, 1), torch.ones(3, 0), {"benchmarks": torch.zeros(0, 1)}, r"benchmarks have shape \(0, 1\)"),
+        (torch.zeros(3, 1), torch.ones(3, 2), {"benchmarks": [[0.0], [1.0, 2.0]]}, "benchmarks: expected an array of"),
+        (torch.zeros(3, 1), torch.ones(3, 2), {"degree": [[0], [1, 2]]}, "expected a whole number, the total degree"),
+        (torch.zeros(3, 1), torch.ones(3, 2), {"degree": 1000}, "'a\\^20' and 980 others. Add 999 more"),
+        (torch.zeros(3, 1), torch.ones(3, 2), {"degree": 10**9}, "1,000,000,001 coefficients, expected at most 5,000"),
+        (
+            torch.zeros(3, 1),
+            torch.ones(3, 2),
+            {"parameters": ONE["parameters"] * 2},
+            "expected at least one, different n",
+        ),
         (torch.zeros(3, 1), torch.ones(3, 2), {"degree": 2}, "2 points determine 2 of the 3 coefficients"),
     ],
 )
@@ -308,6 +320,13 @@ def test_thetas_that_were_not_checked_are_refused():
         simulate(events, 2, proposal=at(1.5), progress=False)
     with pytest.raises(InputError, match=r"at \[1.0\] all weights are zero"):
         events.sample(at(1.0)[None], None, torch.Generator())
+    with pytest.raises(InputError, match="theta: a from nan to nan, but weights"):
+        events.sample(at(math.nan)[None], None, torch.Generator())
+    with pytest.raises(InputError, match=r"theta has shape \(5, 2\), expected \(\*, 1\)"):
+        events.rate(torch.zeros(5, 2))
+    for fraction in (math.nan, 2.0):
+        with pytest.raises(InputError, match="leaves both parts some"):
+            events.split(fraction, seed=1)
 
 
 def test_flags_are_warned_of():

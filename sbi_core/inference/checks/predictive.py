@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sbi_core.campaign import simulate
 from sbi_core.inference.checks.check import Check
+from sbi_core.inference.checks.copies import copies
 from sbi_core.simulator import Simulator
 
 REPLICATES = 5000
@@ -31,11 +31,8 @@ def predictive(
     """
     n = len(x_obs)
     settings = None if design is None else design.expand(n, -1).repeat(len(theta), 1)
-    made = simulate(
-        simulator, len(theta) * n, proposal=theta.repeat_interleave(n, 0), design=settings, seed=seed, progress=False
-    )
-    whole = made.valid.reshape(-1, n).all(1)
-    sets = torch.cat([x_obs.double().reshape(1, n, -1), made.x.double().reshape(len(theta), n, -1)[whole]])
+    made, whole, _ = copies(simulator, theta, n, design=settings, seed=seed)
+    sets = torch.cat([x_obs.double().reshape(1, n, -1), made[whole].double().flatten(2)])
     statistics = sets[:, 0] if n == 1 else torch.cat([sets.mean(1), sets.std(1)], 1)
     spread = statistics.std(0)
     distance = ((statistics - statistics.mean(0)) / torch.where(spread > 0, spread, 1.0)).abs()

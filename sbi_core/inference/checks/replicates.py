@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbi_core.campaign import simulate
 from sbi_core.errors import InputError
 from sbi_core.inference.checks.check import Check
+from sbi_core.inference.checks.copies import copies
 from sbi_core.inference.checks.crowd import TESTS, Crowd, rank_of
 from sbi_core.inference.checks.features import WIDEST, features_of, names_of
 from sbi_core.seeding import derived_seed, one_thread
@@ -38,6 +38,7 @@ class Predicted:
         checks: the tests of all statistics together, each by itself.
         replicates: simulated copies of the observation.
         alike: whether all statistics are numbers of one kind, to be drawn on one axis.
+        failed: share of their rows that the simulator failed at, and that were drawn again.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class Predicted:
     checks: tuple[Check, ...]
     replicates: int
     alike: bool
+    failed: float = 0.0
 
     @property
     def passed(self) -> bool | None:
@@ -60,7 +62,8 @@ class Predicted:
         outside = int(((self.observed < self.bands[0]) | (self.observed > self.bands[-1])).sum())
         bands = f"{outside} of {len(self.names)} outside their 95% band"
         said = {True: "passed: x_obs lies among", None: "doubtful: x_obs against", False: "NOT as predicted by"}
-        found = f"p = {self.p:.2g} ({worst.text}); {bands}"
+        again = f"; {self.failed:.2g} of their rows failed, and were drawn again" if self.failed else ""
+        found = f"p = {self.p:.2g} ({worst.text}); {bands}{again}"
         return f"{said[self.passed]} {self.replicates:,} replicates, {found}"
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +73,7 @@ class Predicted:
             "p": self.p,
             "verdict": self.verdict,
             "replicates": self.replicates,
+            "failed": self.failed,
             "checks": [check.to_json() for check in self.checks],
             "names": list(self.names),
             "observed": self.observed.tolist(),
@@ -77,7 +81,15 @@ class Predicted:
         }
 
 
-def replicate(simulator: Simulator, theta: Tensor, x_obs: Tensor, *, seed: int) -> Predicted:
+def replicate(
+    simulator: Simulator,
+    theta: Tensor,
+    x_obs: Tensor,
+    *,
+    seed: int,
+    failing: float | None = None,
+    time_limit: float | None = None,
+) -> Predicted:
     """Simulate x_obs again at draws of its posterior, and say whether it could be one of the copies.
 
     A posterior predictive check (Gelman, Meng & Stern, Statistica Sinica 6 (1996) 733). The statistics are the numbers
@@ -96,22 +108,30 @@ def replicate(simulator: Simulator, theta: Tensor, x_obs: Tensor, *, seed: int) 
         theta: draws of the posterior at x_obs, (R, D).
         x_obs: the set, (n, *event).
         seed: fixes the replicates.
+        failing: share of the rows that may raise an error, or take too long; a hundredth by default.
+        time_limit: seconds for a row; see `simulate`.
 
     Raises:
         InputError: if fewer than 100 replicates could be simulated.
+        SimulatorError: if more rows fail than may.
     """
     n, event = len(x_obs), tuple(x_obs.shape[1:])
     labels = simulator.categories
-    parts = []
+    parts, failed = [], 0.0
     with one_thread():
         for k, some in enumerate(theta.split(max(1, _AT_ONCE // n))):
-            options: dict[str, Any] = {"seed": derived_seed(seed, k), "progress": False}
-            made = simulate(simulator, len(some) * n, proposal=some.repeat_interleave(n, 0), **options)
-            whole = made.valid.reshape(-1, n).all(1)
-            parts.append(_statistics(made.x.reshape(-1, n, *event)[whole], labels))
+            options: dict[str, Any] = {"failing": failing, "time_limit": time_limit}
+            sets, whole, lost = copies(simulator, some, n, seed=derived_seed(seed, k), **options)
+            failed += lost * len(some) / len(theta)
+            if bool(whole.any()):
+                parts.append(_statistics(sets[whole], labels))
+        count = sum(map(len, parts))
+        if count < FEWEST:
+            raise InputError(
+                f"of {len(theta)} replicates of {n} rows {count} could be simulated, expected at least {FEWEST}: the "
+                f"simulator failed at {failed:.1%} of the rows, and again when asked again."
+            )
         found = torch.cat(parts)
-        if len(found) < FEWEST:
-            raise InputError(f"{len(found)} of {len(theta)} replicates are finite, expected at least {FEWEST}.")
         observed = _statistics(x_obs[None], labels)
         names = _names(event, n, labels)
         crowd, other = Crowd.of(found[::2]), found[1::2]
@@ -120,7 +140,7 @@ def replicate(simulator: Simulator, theta: Tensor, x_obs: Tensor, *, seed: int) 
     checks = tuple(_judged(test, float(each[test])) for test in TESTS)
     bands = torch.quantile(found, torch.tensor(QUANTILES, dtype=torch.float64), dim=0)
     alike = labels is not None or (n == 1 and math.prod(event) <= WIDEST)
-    return Predicted(names, observed[0], bands, p, checks, len(found), alike)
+    return Predicted(names, observed[0], bands, p, checks, len(found), alike, failed)
 
 
 def _strangeness(crowd: Crowd, statistics: Tensor) -> Tensor:
