@@ -119,7 +119,11 @@ def simulate(
         error.simulations = made or None
         raise error
     if stop.signal:
-        kept = f"{len(made)} rows are in {opened.path}; the same call goes on" if opened else "give store= to keep rows"
+        kept = (
+            f"{len(made)} rows are in {opened.path}; the same call goes on"
+            if opened is not None
+            else "give store= to keep rows"
+        )
         print(f"{simulator.name}: interrupted; {kept}.", file=sys.stderr)
         end(stop)
     if todo and failures:
@@ -238,9 +242,10 @@ def _check_same(store: Store, plan: Plan) -> None:
     found, asked = store.provenance, json.loads(json.dumps(plan.info.to_json()))
     different = [f"{key}: found {found[key]!r}, asked {asked[key]!r}" for key in found if found[key] != asked[key]]
     if different:
+        code = " (Of functions, by their byte code and what they read: a counter or cache may be _hidden.)"
         raise StoreError(
             f"{store.path} belongs to another campaign ({'; '.join(different)}). Choose another folder, or ask for the "
-            "same."
+            f"same.{code if plan.simulator.runs_foreign_code or 'settings' in str(different) else ''}"
         )
     if store.chunk_rows % (size := plan.simulator.rows_per_seed):  # a store that does not know its rows_per_seed
         raise StoreError(

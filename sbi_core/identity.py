@@ -1,13 +1,19 @@
 """What a program is made of: a hash of its code and of all that it reads, the same in every process."""
 
+import argparse
 import dataclasses
 import dis
 import functools
 import hashlib
+import re
 import sys
 import sysconfig
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,9 @@ from torch.distributions import Distribution
 
 from sbi_core.parameters import Parameter
 from sbi_core.priors import describe
+
+_PRINTED = (range, slice, bytearray, Fraction, Decimal, date, timedelta, time, re.Pattern, torch.dtype, torch.device)
+"""What its text says all about."""
 
 _READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _CLOSED_OVER = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
@@ -59,11 +68,21 @@ def identity(value: Any) -> str:
     out to mean while the function runs (an import inside it, `getattr`, `globals()[...]`), files, compiled code, and
     tables of other libraries. A name to which the function itself assigns is its state, and is left out.
 
+    So is what has a leading underscore in its name, a cache perhaps, unless it is code. Of a function that is installed
+    itself, its own code counts too. Byte code differs between minor versions of Python.
+
     >>> one, same, two = (identity(functools.partial(max, k)) for k in (1, 1, 2))
     >>> one == same != two
     True
     """
-    return _hash(value, {})
+    root = value
+    while isinstance(root, functools.partial | types.MethodType):
+        root = root.func if isinstance(root, functools.partial) else root.__func__
+    installed = isinstance(root, types.FunctionType) and _origin(root.__module__) != "own"
+    try:
+        return _hash((root.__code__, value), {}) if installed else _hash(value, {})
+    except RecursionError:
+        return hashlib.sha256(_name(type(value)).encode()).hexdigest()[:16]
 
 
 def _hash(value: Any, seen: dict[int, tuple[Any, str]]) -> str:
@@ -83,14 +102,19 @@ def _parts(value: Any, of: Callable[[Any], str]) -> list[Any]:
     from sbi_core.simulator import Simulator
 
     kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
+    name = _name(kind)
     if isinstance(value, Tensor | np.ndarray | np.generic):
         return [_array(value)]
-    if isinstance(value, list | tuple):
-        return [name, *map(of, value)]
+    if isinstance(value, _PRINTED):
+        return [name, repr(value)]
+    if isinstance(value, list | tuple | deque):
+        simple = all(type(item) in (int, float, bool, str) for item in value)
+        return [name, repr(list(value))] if simple else [name, *map(of, value)]
     if isinstance(value, set | frozenset):
         return [name, *sorted(map(of, value))]
-    if isinstance(value, Mapping):
+    if isinstance(value, dict | types.MappingProxyType) or (
+        isinstance(value, Mapping) and _origin(kind.__module__) != "Python"  # not the environment
+    ):
         return [name, *sorted((of(key), of(item)) for key, item in value.items())]
     if isinstance(value, functools.partial):
         return [name, of(value.func), of(value.args), of(value.keywords)]
@@ -99,7 +123,7 @@ def _parts(value: Any, of: Callable[[Any], str]) -> list[Any]:
     if isinstance(value, property | functools.cached_property):
         return [name, of(value.fget if isinstance(value, property) else value.func)]
     if isinstance(value, Simulator):
-        return [name, of(plain(value))]
+        return [name, value.version, *((key, of(item)) for key, item in _state(value))]
     if isinstance(value, Distribution):
         return [name, of(describe(value))]
     if isinstance(value, types.CodeType):
@@ -111,16 +135,22 @@ def _parts(value: Any, of: Callable[[Any], str]) -> list[Any]:
     inner = getattr(value, "__wrapped__", getattr(value, "py_func", None))  # lru_cache, staticmethod, jit
     if inner is not None:
         return [name, of(inner)]
-    if _origin(kind.__module__) == "Python":
+    if _origin(kind.__module__) == "Python" and not isinstance(value, types.SimpleNamespace | argparse.Namespace):
         return [name, getattr(value, "__module__", ""), getattr(value, "__qualname__", getattr(value, "__name__", ""))]
     return [name, getattr(value, "__name__", ""), of(kind), *((key, of(item)) for key, item in _state(value))]
+
+
+def _name(kind: type) -> str:
+    """What a class is called; the user's own, wherever it was loaded from, without its module."""
+    return kind.__qualname__ if _origin(kind.__module__) == "own" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _function(value: types.FunctionType, of: Callable[[Any], str]) -> list[Any]:
     module = value.__globals__.get("__name__")
     if _origin(module) == "own":
         read = sorted({name: of(thing) for name, thing in _read(value)}.items())
-        return [value.__qualname__, _code(value.__code__, of), of(value.__defaults__), of(value.__kwdefaults__), read]
+        code = _code(value.__code__, of, skip=value.__doc__)
+        return [value.__qualname__, code, of(value.__defaults__), of(value.__kwdefaults__), read]
     name = [module, value.__qualname__]
     if hasattr(value, "__wrapped__"):
         return [*name, of(value.__wrapped__)]
@@ -128,7 +158,7 @@ def _function(value: types.FunctionType, of: Callable[[Any], str]) -> list[Any]:
 
 
 def _class(value: type, of: Callable[[Any], str]) -> list[Any]:
-    name = f"{value.__module__}.{value.__qualname__}"
+    name = _name(value)
     if _origin(value.__module__) != "own":
         return [name]
     kept = [(key, item) for key, item in sorted(vars(value).items()) if callable(item) or not key.startswith("__")]
@@ -144,9 +174,10 @@ def _state(value: Any) -> Iterator[tuple[str, Any]]:
     yield from ((key, item) for key, item in sorted(found.items()) if not key.startswith("_") or key in network)
 
 
-def _code(code: types.CodeType, of: Callable[[Any], str]) -> list[Any]:
+def _code(code: types.CodeType, of: Callable[[Any], str], skip: str | None = None) -> list[Any]:
     """Byte code, which comments, layout and names of local variables leave alone, and which is what runs."""
-    constants = [_code(part, of) if isinstance(part, types.CodeType) else of(part) for part in code.co_consts]
+    kept = code.co_consts[1:] if skip is not None and code.co_consts[:1] == (skip,) else code.co_consts
+    constants = [_code(part, of) if isinstance(part, types.CodeType) else of(part) for part in kept]
     arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
     return [code.co_code.hex(), code.co_exceptiontable.hex(), code.co_names, arguments, constants]
 
@@ -160,15 +191,22 @@ def _read(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     name, thing = "", None
     for step in steps:
         scope = function.__globals__ if step.opname in _READS else closure if step.opname in _CLOSED_OVER else {}
-        if step.argval in scope and step.argval not in written:
+        if step.argval in scope and step.argval not in written and not _hidden(scope[step.argval], step.argval):
             name, thing = step.argval, scope[step.argval]
         elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(thing, types.ModuleType):
-            name, thing = f"{name}.{step.argval}", getattr(thing, step.argval, None)
+            own = _origin(thing.__name__) == "own"
+            name, inner = f"{name}.{step.argval}", getattr(thing, step.argval, None)
+            thing = inner if own or isinstance(inner, types.ModuleType) else f"{thing.__name__}.{step.argval}"
         elif step.opname != "EXTENDED_ARG":
             thing = None
             continue
         if not isinstance(thing, types.ModuleType):
             yield name, thing
+
+
+def _hidden(value: Any, name: str) -> bool:
+    """Whether something is left out: a cache, the module's own description. Functions and modules are not."""
+    return name.startswith("_") and not isinstance(value, types.FunctionType | types.ModuleType | type)
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -198,6 +236,13 @@ def _origin(module: str | None) -> str:
 
 
 def _array(value: Tensor | np.ndarray | np.generic) -> str:
+    try:
+        return _numbers(value)
+    except (NotImplementedError, TypeError, RuntimeError):  # no numbers, or of a kind that NumPy has not
+        return f"{type(value).__qualname__} {value.dtype} {list(value.shape)}"
+
+
+def _numbers(value: Tensor | np.ndarray | np.generic) -> str:
     kind = str(value.dtype).removeprefix("torch.")
     if isinstance(value, Tensor):
         value = value.to_dense() if value.layout != torch.strided else value

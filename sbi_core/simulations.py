@@ -214,6 +214,9 @@ class Simulations:
         stacked = {name: torch.cat([part.columns()[name] for part in aligned]) for name in first.columns()}
         failures = {row: text for part in parts for row, text in part.failures.items()}
         info, campaigns = first.info, [replace(part.info, parameters=(), designs=()).to_json() for part in aligned]
+        for name in ("rows_per_seed", "contrasts"):  # which rows from before they were recorded do not know
+            if None in (known := {campaign[name] for campaign in campaigns}) and len(known) == 2:
+                campaigns = [{**campaign, name: None} for campaign in campaigns]
         if info.seed is None or any(campaign != campaigns[0] for campaign in campaigns):
             same = all(campaign["proposal"] == campaigns[0]["proposal"] for campaign in campaigns)
             info = replace(info, proposal=info.proposal if same else None, seed=None)

@@ -1,15 +1,18 @@
 """What tells two programs apart, and what does not: in one process and in another."""
 
+import copy
 import functools
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
 import types
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -78,6 +81,7 @@ def recursive(x):
 
 
 def simulate(theta, rng):
+    "What it does."
     global count
     count += 1
     inner = lambda y: y * ARRAY[0] + NUMBER  # noqa
@@ -176,8 +180,9 @@ def test_what_a_function_uses_is_part_of_it(module):
         [("    count += 1\n", "    # counted\n    count += 1\n\n")],
         [("count = 0", "count = 7")],
         [("return self.level + 1", "return (self.level + 1)")],
+        [("What it does.", "What it does, in other words.")],
     ],
-    ids=["unused", "comment", "what it writes itself", "layout"],
+    ids=["unused", "comment", "what it writes itself", "layout", "docstring"],
 )
 def test_what_makes_no_difference_is_not(module, change):
     assert identity(module().simulate) == identity(module(change).simulate)
@@ -264,6 +269,63 @@ def test_large_networks_are_quick():
     with torch.no_grad():
         net.weight[500, 500] += 1e-3
     assert identity(net) != first
+
+
+class Holder:
+    """Holds the simulator that calls it, as objects around an experiment do."""
+
+    def __init__(self, scale):
+        self.scale = scale
+        self.simulator = FunctionSimulator(self.run, BOX)
+
+    def run(self, theta, rng):
+        return self.scale * rng.standard_normal(theta.shape)
+
+
+class Shortcut(LinearGaussian):
+    def __init__(self, dims):
+        super().__init__(dims)
+        self.step = self.sample
+
+
+_CACHE = {}
+
+
+def around(theta, rng):
+    _CACHE[len(_CACHE)] = os.environ.get("HOME"), sys.path
+    return theta
+
+
+def test_what_holds_itself_ends():
+    assert Holder(1.0).simulator.settings == Holder(1.0).simulator.settings != Holder(2.0).simulator.settings
+    assert Shortcut(1).settings == Shortcut(1).settings and identity(Shortcut(1)) != identity(Shortcut(2))
+    deep = []
+    for _ in range(5000):
+        deep = [deep, None]
+    assert len(identity(deep)) == 16
+
+
+def test_caches_and_what_surrounds_the_process_are_left_out(monkeypatch):
+    before = identity(around)
+    around(np.zeros(1), None)
+    monkeypatch.setenv("SOMETHING", "else")
+    monkeypatch.syspath_prepend("/elsewhere")
+    assert identity(around) == before
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (types.SimpleNamespace(a=1), types.SimpleNamespace(a=2)),
+        (range(3), range(4)),
+        (Fraction(1, 3), Fraction(1, 4)),
+        (torch.float32, torch.float64),
+        (deque([1, 2]), deque([2, 1])),
+    ],
+)
+def test_small_things_are_known_by_value(pair):
+    first, second = pair
+    assert identity(copy.deepcopy(first)) == identity(first) != identity(second)
 
 
 SIGMA = 0.3
