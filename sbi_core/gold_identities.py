@@ -91,13 +91,16 @@ def _information(live: Simulator, rows: Simulations, size: Tensor) -> list[Ident
     score, support = joint_score(live, rows), _support(live, rows)
     tests = []
     for d, parameter in enumerate(names(live.parameters)):
-        step = _along(d, _SMALL_STEP / size)
-        inside = support.check(rows.theta + step) & support.check(rows.theta - step)
+        step, inside = torch.zeros_like(rows.theta), torch.zeros(len(rows), dtype=torch.bool)
+        for part in (1, 0.1, 0.01, 0.001):  # what theta alone decides leaves the mean at 0
+            shorter = _along(d, part * _SMALL_STEP / size)
+            fits = ~inside & support.check(rows.theta + shorter) & support.check(rows.theta - shorter)
+            step, inside = torch.where(fits[:, None], shorter, step), inside | fits
         both = [rows.theta + torch.where(inside[:, None], k * step, 0.0) for k in (1, -1)]
         weighted = [
             joint_score(live, rows, at)[:, d] * joint_log_ratio(live, rows, at, rows.theta).exp() for at in both
         ]
-        terms = torch.where(inside, weighted[0] - weighted[1], 0.0) / (2 * step[:, d])
+        terms = torch.where(inside, weighted[0] - weighted[1], 0.0) / (2 * step[:, d]).clamp(min=1e-300)
         terms = torch.where(terms.abs() < TOLERANCE * score[:, d] ** 2, 0.0, terms)  # where p is linear in theta_d
         if not bool(terms.any()):
             continue

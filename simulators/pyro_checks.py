@@ -278,7 +278,7 @@ def _check_slopes(trial: Trial, parameters: Sequence[Parameter], own: Mapping[st
             coarse, fine = (found[name] for found in ends[kind])
             rise, least = (slopes[name] * way).sum(-1), SLOPES[kind] * (1 + own[name].abs())
             wrong = (fine - rise).abs() - 3 * (fine - coarse).abs() > 1e3 * SLOPES[kind] * fine.abs() + least
-            lost = bool((far[name] != own[name]).any()) and not bool(rise.any())
+            lost = bool(((far[name] - own[name]).abs() > least).any()) and not bool(rise.any())
             if lost or float(wrong.double().mean()) > 0.1:
                 raise SimulatorError(
                     f"site '{name}': log p changes with '{parameter.name}', but its gradient does not say so. Keep "

@@ -14,6 +14,7 @@ from sbi_core import (
     MissingGold,
     Parameter,
     Simulations,
+    Simulator,
     check_gold,
     joint_log_ratio,
     joint_score,
@@ -189,6 +190,29 @@ def test_a_normaliser_that_depends_on_theta_is_found(name):
         wrong(name, lambda right, theta, x, z, d: right(theta, x, z, d) + 0.5 * size * theta[:, 0]), rows_of(name, 1)
     )
     assert at_fault(report) == {WORLDS[name][0](*WORLDS[name][1]).parameters[0].name}
+
+
+@pytest.mark.parametrize("slope", [0.02, 0.08])
+def test_a_world_that_says_little_is_tested_too(slope):
+    """x ~ N(slope mu, 1): a step of a tenth of the score's unit leaves the prior, a shorter one does not."""
+
+    class Faint(Simulator):
+        parameters = (Parameter("mu", -1, 1),)
+
+        def __init__(self, factor):
+            self.factor = factor
+
+        def sample(self, theta, design, generator):
+            z = slope * theta + torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+            return z.float(), z
+
+        def log_joint(self, theta, x, z, design):
+            return -self.factor * (z - slope * theta).square().sum(1) / 2
+
+    rows = simulate(Faint(1.0), 10_000, seed=1, progress=False)
+    assert check_gold(Faint(1.0), rows, seed=1).passed
+    found = check_gold(Faint(1.5), replace(rows, info=replace(rows.info, settings=Faint(1.5).settings)), seed=1)
+    assert any("Fisher" in test.name and test.passed is False for test in found.rows)
 
 
 def test_x_where_z_belongs_is_found():
