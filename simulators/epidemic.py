@@ -304,7 +304,10 @@ def _calendar(times: Sequence[float] | None, horizon: float | None) -> tuple[tup
 
 
 def _rate(name: str, ends: Sequence[float]) -> Parameter:
-    numbers = [end for end in ends if isinstance(end, int | float)] if isinstance(ends, Sequence) else []
-    if len(numbers) != 2 or len(ends) != 2 or not 0 < ends[0] < ends[1] < math.inf:
+    try:
+        low, high = map(float, ends)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 < low < high < math.inf:
         raise InputError(f"{name} = {ends!r}: expected a range of positive rates per day, [low, high].")
-    return Parameter(name, float(ends[0]), float(ends[1]), unit="1/day", latex=rf"\{name}")
+    return Parameter(name, low, high, unit="1/day", latex=rf"\{name}")

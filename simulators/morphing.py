@@ -217,6 +217,8 @@ def propose_benchmarks(
             f"{len(parameters)}), finite, among them."
         )
     candidates = monomials.lattice(_CANDIDATES) if len(parameters) < 7 else monomials.points(_CANDIDATES)
+    if len(candidates) < 2 * count:
+        candidates = torch.cat([candidates, monomials.points(2 * count)])
     within, rows = monomials(monomials.points(_CANDIDATES)[-_CANDIDATES:]), monomials(candidates)
     average, known = within.T @ within / len(within), monomials(kept).T @ monomials(kept)
 

@@ -49,23 +49,24 @@ def copies(
     theta, left = theta.repeat_interleave(n, 0), math.ceil((0.01 if failing is None else failing) * len(theta) * n)
     options: dict[str, Any] = {"time_limit": time_limit, "progress": False}
 
-    def drawn(rows: Tensor, seed: int) -> tuple[Tensor, Tensor, int]:
+    def drawn(rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         given = None if design is None else design[rows]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SbiWarning)  # of failed rows, which the caller tells of
             made = simulate(
                 simulator, len(rows), proposal=theta[rows], seed=seed, max_failures=left, design=given, **options
             )
-        return made.x, made.valid, len(made.failures)
+        return made.x, made.valid
 
-    x, good, failed = drawn(torch.arange(len(theta)), seed)
+    x, good = drawn(torch.arange(len(theta)), seed)
     x, good, lost = x.clone(), good.clone(), 1 - float(good.double().mean())
     for k in range(TRIES):
-        rows, left = (~good).nonzero()[:, 0], left - failed
-        if not len(rows):
+        rows = (~good).nonzero()[:, 0]
+        left = len(rows)  # what failed was allowed to, and may again
+        if not left:
             break
         try:
-            again, succeeded, failed = drawn(rows, derived_seed(seed, k))
+            again, succeeded = drawn(rows, derived_seed(seed, k))
         except SimulatorError:
             break  # these thetas fail whenever they are asked for
         x[rows], good[rows] = again, succeeded
