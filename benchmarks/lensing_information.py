@@ -3,15 +3,16 @@
 A cell trains one estimator on images of the preset `mini` and measures it on fresh ones:
 
 - gain: mean log posterior density at the truth over that of the prior, nats a lens, 3000 lenses of the prior;
-- coverage of highest-density regions of 50, 80 and 90%: of those lenses, and of populations of 100 lenses, 100 of them
-  at the fiducial point and 100 at thetas of the prior;
+- all of what follows for f as trained, and centred (`Centring`: its mean slope at each theta taken away), in two rows;
+- coverage of highest-density regions of 50, 80 and 90%: of those lenses, and of populations of 100 lenses, 300 of them
+  at the fiducial point and 300 at thetas of the prior, of which those with f_sub below .02 are counted apart too;
 - bias, spread: mean and standard deviation over these populations of (posterior mean - truth) / posterior sd;
 - information a lens at the fiducial point (.05, -.9) in f_sub, with beta known, and with beta fitted too ("profiled").
   Of the learned score t' as a statistic: (dE[t'] / dtheta)^T Cov[t']^-1 (dE[t'] / dtheta), where dE[t'] / dtheta is
   E[t' t] with the joint score t; no wrong scale of t' can raise it. Of the best linear function of the pixels: weights
   from one half of 10,000 images, information from the other. Of the latents: exactly.
 
-    python benchmarks/lensing_information.py --seed 1          # adds a row to lensing_information.csv
+    python benchmarks/lensing_information.py --seed 1          # adds two rows to lensing_information.csv
     python benchmarks/lensing_information.py --table
 """
 
@@ -37,51 +38,75 @@ TABLE = Path(__file__).with_suffix(".csv")
 LENSES = StrongLensing("mini")
 FIDUCIAL = torch.tensor([0.05, -0.9], dtype=torch.float64)
 LEVELS = (0.5, 0.8, 0.9)
-NODES, CELLS = (20, 12), 150
+FEW = 0.02
+"""f_sub below which populations have few subhalos; there most was wrong."""
+
+NODES, CELLS = (28, 12), (300, 120)
 """Places of f_sub and beta at which f is evaluated, and cells of each to which splines carry it."""
+
+NEAR_ZERO = 4.0
+"""Both lie denser towards f_sub = 0, by a factor of e to this: posteriors are narrow there."""
+
+
+def at(*share: Tensor) -> tuple[Tensor, Tensor]:
+    """f_sub and beta (*) at shares (*) of the way through their ranges."""
+    f_sub, beta = LENSES.parameters
+    bent = torch.expm1(NEAR_ZERO * share[0]) / math.expm1(NEAR_ZERO)
+    return f_sub.low + (f_sub.high - f_sub.low) * bent, beta.low + (beta.high - beta.low) * share[1]
 
 
 def places() -> tuple[Tensor, Tensor]:
-    """Where f is evaluated: f_sub denser towards zero, (20,), beta (12,)."""
-    low, high = (torch.tensor([getattr(axis, end) for axis in LENSES.parameters]) for end in ("low", "high"))
-    f_sub, beta = (torch.linspace(0, 1, n, dtype=torch.float64) for n in NODES)
-    return low[0] + (high - low)[0] * f_sub**1.5, low[1] + (high - low)[1] * beta
+    """Where f is evaluated: f_sub (28,), beta (12,)."""
+    return at(*(torch.linspace(0, 1, n, dtype=torch.float64) for n in NODES))
 
 
 def cells() -> tuple[Tensor, Tensor]:
-    """Centres of the cells of each axis, (150,)."""
-    middle = (torch.arange(CELLS, dtype=torch.float64) + 0.5) / CELLS
-    first, second = (axis.low + (axis.high - axis.low) * middle for axis in LENSES.parameters)
-    return first, second
+    """Centres of the cells, f_sub (300,), beta (120,)."""
+    return at(*((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in CELLS))
+
+
+def widths() -> Tensor:
+    """Widths of the cells of f_sub, up to a factor, (300, 1): their prior probabilities."""
+    edges = at(torch.linspace(0, 1, CELLS[0] + 1, dtype=torch.float64), torch.zeros(1))[0]
+    return edges.diff()[:, None]
+
+
+def cell_of(theta: Tensor) -> Tensor:
+    """Number of the cell that holds theta (N, 2), (N,)."""
+    first, second = ((theta[:, k, None] - middle).abs().argmin(1) for k, middle in enumerate(cells()))
+    return first * CELLS[1] + second
 
 
 @torch.no_grad()
 def evaluated(estimator: Estimator, x: Tensor) -> Tensor:
-    """f of images x (N, P, P) at `places`, (N, 20, 12)."""
+    """f of images x (N, P, P) at `places`, (N, 28, 12)."""
     theta = torch.cartesian_prod(*places())
     found = [estimator.observe(some[:, None])(theta[None]).double() for some in x.split(100)]
     return torch.cat(found).reshape(-1, *NODES)
 
 
-def posterior(values: Tensor) -> Tensor:
-    """Probability of the cells (N, 150, 150) for log likelihoods at `places` (N, 20, 12)."""
-    each = zip(places(), cells(), strict=True)
-    across, up = (torch.from_numpy(CubicSpline(at, np.eye(len(at)))(fine)) for at, fine in each)
-    return (across @ values @ up.T).flatten(1).softmax(1).reshape(-1, CELLS, CELLS)
+def log_density(values: Tensor) -> Tensor:
+    """Log posterior density (N, 300, 120), with respect to the prior, for log likelihoods at `places` (N, 28, 12)."""
+    across, up = (
+        torch.from_numpy(CubicSpline(np.linspace(0, 1, few), np.eye(few))((np.arange(many) + 0.5) / many))
+        for few, many in zip(NODES, CELLS, strict=True)
+    )
+    found = across @ values @ up.T
+    prior = (widths() / widths().sum() / CELLS[1]).log()
+    return found - (found + prior).flatten(1).logsumexp(1)[:, None, None]
 
 
-def judged(mass: Tensor, truth: Tensor) -> dict[str, Any]:
-    """Coverage, and the pulls' mean and standard deviation, of posteriors (N, 150, 150) with truths (N, 2)."""
-    column, row = (
-        (truth[:, k, None] - at).abs().argmin(1) for k, at in enumerate(cells())
-    )  # the cell that holds the truth
-    flat, index = mass.flatten(1), column * CELLS + row
-    own = flat.gather(1, index[:, None])
-    level = torch.where(flat > own, flat, 0).sum(1)
+def judged(density: Tensor, truth: Tensor) -> dict[str, Any]:
+    """Coverage, and the pulls' mean and standard deviation, of `log_density` (N, 300, 120) with truths (N, 2)."""
+    mass = density.exp() * widths() / widths().sum() / CELLS[1]
+    flat, own = density.flatten(1), density.flatten(1).gather(1, cell_of(truth)[:, None])
+    level = torch.where(flat > own, mass.flatten(1), 0).sum(1)
     found: dict[str, Any] = {"coverage": " ".join(f"{float((level < q).double().mean()):.3f}" for q in LEVELS)}
-    for name, marginal, at, true in zip(("f_sub", "beta"), (mass.sum(2), mass.sum(1)), cells(), truth.T, strict=True):
-        mean = marginal @ at
-        pull = (mean - true) / (marginal @ at.square() - mean.square()).sqrt()
+    for name, marginal, place, true in zip(
+        ("f_sub", "beta"), (mass.sum(2), mass.sum(1)), cells(), truth.T, strict=True
+    ):
+        mean = marginal @ place
+        pull = (mean - true) / (marginal @ place.square() - mean.square()).sqrt()
         found[f"bias {name}"], found[f"spread {name}"] = round(float(pull.mean()), 2), round(float(pull.std()), 2)
     return found
 
@@ -113,16 +138,14 @@ def learned_score(estimator: Estimator, x: Tensor, theta: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def measured(estimator: Estimator, *, seed: int = 0, populations: int = 100, lenses: int = 100) -> dict[str, Any]:
+def measured(estimator: Estimator, *, seed: int = 0, populations: int = 300, lenses: int = 100) -> dict[str, Any]:
     """Everything about an estimator, on fresh images."""
     seeds = [10_000 + 10 * seed + k for k in range(3)]
     single = simulate(LENSES, 3000, seed=seeds[0], progress=False)
-    mass = posterior(evaluated(estimator, single.x))
-    first, second = cells()
-    place = (single.theta[:, :1] - first).abs().argmin(1) * CELLS + (single.theta[:, 1:] - second).abs().argmin(1)
-    gain = mass.flatten(1).gather(1, place[:, None])[:, 0].log() + 2 * math.log(CELLS)
+    density = log_density(evaluated(estimator, single.x))
+    gain = density.flatten(1).gather(1, cell_of(single.theta)[:, None])[:, 0]
     found = {"gain": round(float(gain.mean()), 4), "gain error": round(float(gain.std() / len(gain) ** 0.5), 4)}
-    found["coverage"] = judged(mass, single.theta)["coverage"]
+    found["coverage"] = judged(density, single.theta)["coverage"]
 
     many = simulate(LENSES, populations * lenses, proposal=FIDUCIAL, seed=seeds[1], progress=False)
     joint = joint_score(LENSES, many)
@@ -140,32 +163,37 @@ def measured(estimator: Estimator, *, seed: int = 0, populations: int = 100, len
     )
     for name, rows, truth in (("fiducial", many, FIDUCIAL.expand(populations, 2)), ("prior", spread, everywhere)):
         values = evaluated(estimator, rows.x).unflatten(0, (populations, lenses)).sum(1)
-        found |= {f"{name} {key}": value for key, value in judged(posterior(values), truth).items()}
+        found |= {f"{name} {key}": value for key, value in judged(log_density(values), truth).items()}
+    few = everywhere[:, 0] < FEW
+    found["prior coverage, few"] = judged(log_density(values[few]), everywhere[few])["coverage"]
     return found
 
 
-def cell(asked: argparse.Namespace) -> dict[str, Any]:
-    """Train one estimator and measure it."""
+def rows(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train one estimator and measure it, as it is and centred."""
     data = simulate(LENSES, asked.simulations, seed=asked.seed, progress=False)
     network = {"name": asked.network, "symmetry": asked.symmetry}
     network |= {"copies": 1} if asked.symmetry != "none" else {}
     network |= {"pooled": []} if asked.scale == "pixel" else {}
     loss = getattr(sbi_core.estimators, asked.loss)
     loss = partial(loss, alpha=asked.alpha) if asked.alpha is not None else loss
-    head = RatioEstimator.from_data(data, embedding=network, hidden=asked.hidden)
+    head = RatioEstimator.from_data(data, embedding=network, hidden=asked.hidden, centred=True)
     started = time.process_time()
     options = {"batch_size": 128, "learning_rate": 1e-3, "max_epochs": asked.epochs, "progress": False}
     run = fit(head, loss, data, simulator=LENSES, seed=asked.seed, gold_check=False, **options)
     seconds = time.process_time() - started
-    return {
+    about = {
         **{
             key: getattr(asked, key) for key in ("seed", "simulations", "loss", "alpha", "network", "symmetry", "scale")
         },
         "epochs": run.history["epoch"][-1],
         "weights": sum(weight.numel() for weight in head.parameters()),
         "training cpu s": round(seconds),
-        **measured(run.estimator, seed=asked.seed),
     }
+    degree = run.estimator.centring.degree
+    found = [{**about, "centred": degree, **measured(run.estimator, seed=asked.seed)}]
+    run.estimator.centring.coefficients.zero_()
+    return [{**about, "centred": "no", **measured(run.estimator, seed=asked.seed)}, *found]
 
 
 def main() -> None:
@@ -183,13 +211,13 @@ def main() -> None:
     options.add_argument("--table", action="store_true")
     asked = options.parse_args()
     if not asked.table:
-        row = cell(asked)
+        found = rows(asked)
         new = not TABLE.exists()
         with TABLE.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
+            writer = csv.DictWriter(file, found[0])
             if new:
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerows(found)
     with TABLE.open() as file:
         for row in csv.DictReader(file):
             print("  ".join(f"{key} {value}" for key, value in row.items() if value))

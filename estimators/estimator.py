@@ -162,6 +162,9 @@ class Estimator(nn.Module, abc.ABC):
     def normalise(self, rows: Simulations, weight: Tensor | None) -> None:
         """Learn, after training, what must be averaged over rows that stand for one theta, with weights (N,)."""
 
+    def denormalise(self) -> None:
+        """Forget, before training goes on, what `normalise` learned."""
+
     @abc.abstractmethod
     def reset(self) -> None:
         """Draw new initial weights from torch's global random state."""

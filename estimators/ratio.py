@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sbi_core.estimators.centring import ROWS, Centring
 from sbi_core.estimators.estimator import Estimator, joined
 from sbi_core.estimators.networks import mlp, reset
 from sbi_core.estimators.regression import WIDEST, GaussianRegression
@@ -16,6 +17,8 @@ from sbi_core.simulations import Simulations
 
 if TYPE_CHECKING:
     from sbi_core.estimators.losses import Batch
+
+_AT_ONCE = 1000
 
 
 class RatioEstimator(Estimator):
@@ -35,6 +38,8 @@ class RatioEstimator(Estimator):
         regression: whether plain numbers x may start with their linear regression (see `start`).
         counted: x is a zero-padded run of events, see `Estimator`.
         embedding: a network that reads x, see `Estimator`.
+        centred: take from f, after training, what it gets wrong in all x alike (see `Centring`): for many observations
+            at one theta.
 
     Example:
         >>> from sbi_core import simulate
@@ -58,12 +63,14 @@ class RatioEstimator(Estimator):
         regression: bool = True,
         counted: bool = False,
         embedding: Any = None,
+        centred: bool = False,
     ) -> None:
         super().__init__(
             parameters, x_shape, designs=designs, categories=categories, counted=counted, embedding=embedding
         )
         hidden = list(hidden or ([64, 64] if categories else [64, 64, 64]))
-        self.options = {"hidden": hidden, "regression": regression}
+        self.options = {"hidden": hidden, "regression": regression, **({"centred": True} if centred else {})}
+        self.centring = Centring(self.axes, self.designs) if centred else None
         given = len(self.axes) + len(self.designs)
         if regression and self.embedding is None and not categories and not counted and self.width <= WIDEST:
             self.regression = GaussianRegression(self.width, given)
@@ -85,6 +92,26 @@ class RatioEstimator(Estimator):
             self.regression.adapt(self.seen(rows.x), joined(self._conditions(rows.theta, rows.design)))
         return flags
 
+    def normalise(self, rows: Simulations, weight: Tensor | None) -> None:
+        """Learn from N rows what f gets wrong in all x alike, if it is to be centred."""
+        if self.centring is None:
+            return
+        self.denormalise()
+        scores = []
+        for part in (rows[k : k + _AT_ONCE] for k in range(0, min(len(rows), ROWS), _AT_ONCE)):
+            with torch.no_grad():
+                seen = self.seen(part.x, part.n_events)
+            theta = part.theta.detach().requires_grad_()
+            with torch.enable_grad():
+                value = self.look(seen, part.design)(theta).sum()
+            scores.append(torch.autograd.grad(value, theta)[0])
+        self.centring.fit(rows.theta[:ROWS], torch.cat(scores), None if rows.design is None else rows.design[:ROWS])
+
+    def denormalise(self) -> None:
+        """Forget, before training goes on, what `normalise` learned of f as it was."""
+        if self.centring is not None:
+            self.centring.coefficients.zero_()
+
     def observe(
         self, x: Tensor, design: Tensor | None = None, *, n_events: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
@@ -93,6 +120,12 @@ class RatioEstimator(Estimator):
 
     def look(self, seen: Tensor, design: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """`observe` for x that was scaled and embedded, seen (*, features): the function theta (*, D) -> nats (*)."""
+        learned, centring = self._learned(seen, design), self.centring
+        if centring is None or self.training or not centring.degree:
+            return learned
+        return lambda theta: (value := learned(theta)) - centring(theta, design).to(value)
+
+    def _learned(self, seen: Tensor, design: Tensor | None) -> Callable[[Tensor], Tensor]:
         regression = self.regression
         residual = None if regression is None else regression.look(seen)
 

@@ -173,6 +173,7 @@ def fit(
     rate: float = getattr(function_of(loss), "learning_rate", 3e-3) if learning_rate is None else learning_rate
     plan = _plan(rows, max_epochs, batch_size, patience, rate, decay, place)
     model, flags = copy.deepcopy(estimator), list(rows.flags)
+    model.denormalise()
     if not model.trained:
         with seeded(for_weights):
             model.reset()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_core import diagnose, simulate
+from sbi_core import diagnose, joint_score, simulate
 from sbi_core.cli import main
 from sbi_core.estimators import RatioEstimator, alices, embedding, fit, load_estimator
 from sbi_core.estimators.loop import Loop
@@ -83,15 +83,43 @@ def test_the_hundred_lenses_are_what_they_claim() -> None:
     assert z[1] > 4, "saboteur: three times as many subhalos"
 
 
+def told(estimator, fresh):
+    """Information a lens in f_sub of the learned score at the fiducial point, and of the best linear one of pixels."""
+    joint, seen = joint_score(MINI, fresh)[:, 0], octant(fresh.x)
+    first, second = slice(0, 5000), slice(5000, None)
+    seen = seen - seen[first].mean(0)
+    weights = torch.linalg.solve(seen[first].T @ seen[first], seen[first].T @ joint[first])
+    slopes = []
+    for some in fresh.x[second].split(1000):
+        theta = FIDUCIAL.expand(len(some), 2).clone().requires_grad_()
+        slopes.append(torch.autograd.grad(estimator.log_likelihood(theta, some).sum(), theta)[0][:, 0])
+    statistics = (torch.cat(slopes), seen[second] @ weights)
+    return [float((t - t.mean()).mul(joint[second]).mean() ** 2 / t.var()) for t in statistics]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sbi_core.errors.SbiWarning")
 def test_mini_study_covers_and_learns_more_than_the_mean_image_tells() -> None:
     data = simulate(MINI, 20_000, seed=1, progress=False)
     network = {"name": "cnn", "symmetry": "dihedral", "copies": 1, "pooled": []}
-    head = RatioEstimator.from_data(data, embedding=network, hidden=[32, 32, 32])
+    head = RatioEstimator.from_data(data, embedding=network, hidden=[32, 32, 32], centred=True)
     options = {"batch_size": 128, "learning_rate": 1e-3, "max_epochs": 40, "progress": False}
-    run = fit(head, alices, data, simulator=MINI, seed=1, **options)
-    found = diagnose(run.estimator, MINI, n=300, seed=1, progress=False)
-    for level in (0.5, 0.8, 0.9):
-        share = float((found.credibility <= level).double().mean())
-        assert abs(share - level) < 4 * (level * (1 - level) / 300) ** 0.5
+    estimator = fit(head, alices, data, simulator=MINI, seed=1, **options).estimator
+
+    def far(estimator, **sets):
+        found = diagnose(estimator, MINI, seed=1, progress=False, **sets)
+        shares = {level: float((found.credibility <= level).double().mean()) for level in (0.5, 0.8, 0.9)}
+        return max(abs(share - q) / (q * (1 - q) / sets["n"]) ** 0.5 for q, share in shares.items())
+
+    assert far(estimator, n=300) < 4
+    assert far(estimator, n=100, iid=100) < 4, "populations"
+    fresh = simulate(MINI, 10_000, proposal=FIDUCIAL, seed=2, progress=False)
+    learned, linear = told(estimator, fresh)
+    latent = float(MINI.fisher_information(FIDUCIAL, latent=True)[0, 0])
+    assert 1.2 * linear < learned < latent
+    short = fit(head, alices, data[:1000], simulator=MINI, seed=1, **{**options, "max_epochs": 1}).estimator
+    assert told(short, fresh)[0] < 1.2 * linear, "saboteur: eight steps"
+    for weight in estimator.network[-1].parameters():
+        weight.data *= 2
+    estimator.centring.coefficients.mul_(2)
+    assert far(estimator, n=300) > 4, "saboteur: twice as sure"
