@@ -55,9 +55,7 @@ class Embedding(nn.Module):
         check_pooled(pooled, symmetry, x_shape)
         self.network = network
         self.copies = len(SYMMETRIES[symmetry]) if copies is None else copies
-        self.x_shape = x_shape
-        self.symmetry = symmetry
-        self.pooled = pooled
+        self.x_shape, self.symmetry, self.pooled = x_shape, symmetry, pooled
         self.described = dict(described or {})
         self.mixed_precision = False
         self.takes_n_events = "n_events" in inspect.signature(network.forward).parameters

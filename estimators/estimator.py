@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import one_hot
 
 from sbi_core.errors import InputError, SbiWarning
 from sbi_core.estimators.counts import checked_count, present_in
@@ -265,7 +264,7 @@ class Estimator(nn.Module, abc.ABC):
         leading = columns.shape[:-1]
         count = self._count(n_events, leading)
         if self.categories:
-            return one_hot(self._labels(columns[..., 0], self.categories), self.categories).to(torch.float32)
+            return nn.functional.one_hot(self._labels(columns[..., 0], self.categories), self.categories).float()
         scaled: Tensor = self.x_scaler(x.reshape(*leading, *self.x_scaler.shape))
         if count is not None:
             scaled = torch.where(present_in(count, self.x_shape), scaled, 0.0)
@@ -277,8 +276,7 @@ class Estimator(nn.Module, abc.ABC):
             seen = seen.reshape(*leading, -1) if len(rows) else seen.new_zeros(*leading, self.embedding.features)
         if count is None or not self.joins_count:
             return seen
-        share = torch.log((1.0 + count) / (1.0 + self.x_shape[0]))
-        return joined([seen, share[..., None].to(seen)])
+        return joined([seen, torch.log((1.0 + count) / (1.0 + self.x_shape[0]))[..., None].to(seen)])
 
     def _count(self, n_events: Tensor | None, leading: Sequence[int]) -> Tensor | None:
         """Events in each x (*leading); `None` if they are not counted."""

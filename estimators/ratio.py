@@ -93,7 +93,7 @@ class RatioEstimator(Estimator):
         return flags
 
     def normalise(self, rows: Simulations, weight: Tensor | None) -> None:
-        """Learn from N rows what f gets wrong in all x alike, if it is to be centred."""
+        """Learn from rows, theta (N, D), what f gets wrong in all x alike, if it is to be centred."""
         if self.centring is None:
             return
         self.denormalise()
