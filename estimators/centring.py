@@ -38,9 +38,10 @@ _AT_ONCE = 4_000_000
 class Centring(nn.Module):
     """c(theta, design), whose gradient in theta is the mean over x at that theta of grad_theta f(theta, x).
 
-    The true log likelihood has E[grad log p(x | theta) | theta] = 0 (Bartlett, Biometrika 40 (1953) 12, eq. 2), so
-    f - c is nearer to it. One observation hardly notices c. In the sum over n of them an error common to all grows like
-    n, and what the observations say like sqrt(n), so that populations come out biased and too sure.
+    The true log likelihood has E[grad log p(x | theta) | theta] = 0 (Bartlett, Biometrika 40 (1953) 12), unless the
+    support of x moves with theta, so f - c is nearer to it. One observation hardly notices c. In the sum over n of them
+    an error common to all grows like n, and what the observations say like sqrt(n), so that populations come out biased
+    and too sure.
 
     c is a polynomial in the coordinates of theta and design, each on (-1, 1) over the range of the rows; a positive
     parameter whose range spans a factor of ten enters as its logarithm. Its gradient is fitted to the learned score of
