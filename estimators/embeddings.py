@@ -93,7 +93,7 @@ def as_embedding(
 
     x is scaled before the module sees it, to about unit size. By default each number of x (W,) has a scale of its own;
     the numbers of a row (T, F), or of one in which events are counted, have one for each feature; images (C, H, W) have
-    one for each channel, and images (H, W), which x of two axes is if the module holds a `Conv2d`, one in all.
+    one for each channel, and images (H, W), which x of two axes is if the module holds a `Conv2d` or turns, one in all.
 
     Args:
         module: maps scaled x (N, *x_shape), float32, to (N, F). If its forward has an argument `n_events`, it receives
@@ -113,7 +113,7 @@ def as_embedding(
             raise InputError(f"the embedding was built for x_shape = {module.x_shape}, and x has shape {shape}.")
         return module
     check_symmetry(symmetry, shape, tuple(SYMMETRIES))
-    axes = _pooled(module, len(shape)) if pooled is None else _checked_axes(pooled, shape)
+    axes = _pooled(module, len(shape), symmetry) if pooled is None else _checked_axes(pooled, shape)
     described = {"own": type(module).__name__, "symmetry": symmetry, "pooled": list(axes)}
     return Embedding(module, shape, symmetry, axes, described)
 
@@ -194,12 +194,13 @@ def chosen(choice: Any, x_shape: Sequence[int]) -> Embedding:
     return as_embedding(copy.deepcopy(choice), x_shape)
 
 
-def _pooled(module: nn.Module, axes: int) -> tuple[int, ...]:
+def _pooled(module: nn.Module, axes: int, symmetry: str) -> tuple[int, ...]:
     """Axes of x that share one scale if nobody says otherwise."""
     if "n_events" in inspect.signature(module.forward).parameters:
         return (0,)
     if axes == 2:
-        return (0, 1) if any(isinstance(part, nn.Conv2d | nn.LazyConv2d) for part in module.modules()) else (0,)
+        convolves = any(isinstance(part, nn.Conv2d | nn.LazyConv2d) for part in module.modules())
+        return (0, 1) if convolves or symmetry in ("rotations", "dihedral") else (0,)
     return tuple(range(1, axes))
 
 
