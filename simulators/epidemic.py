@@ -305,7 +305,7 @@ def _calendar(times: Sequence[float] | None, horizon: float | None) -> tuple[tup
 
 def _rate(name: str, ends: Sequence[float]) -> Parameter:
     try:
-        low, high = map(float, ends)
+        low, high = (math.nan if isinstance(end, str) else float(end) for end in ends)
     except (TypeError, ValueError):
         low = high = math.nan
     if not 0 < low < high < math.inf:

@@ -17,16 +17,24 @@ from sbi_core.interrupts import RowTimeout, Stop, alarm, terminable
 from sbi_core.workers import run_tasks
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """What a shell starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupting:
     """The reference problem; call number `at`, counted from the first row of the campaign, does something else."""
 
     def __init__(self, at, what):
-        self.at, self.what, self.calls = at, what, -2  # the trial comes first
+        self._at, self._what, self._calls = at, what, -2  # the trial comes first; hidden, so that the world is one
 
     def __call__(self, theta, rng):
-        self.calls += 1
-        if self.calls == self.at:
-            self.what()
+        self._calls += 1
+        if self._calls == self._at:
+            self._what()
         return shifted(theta, rng)
 
 
