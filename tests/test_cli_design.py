@@ -52,6 +52,7 @@ def shortest(estimator, simulator, prior, design, *, seed):
 }
 LEVER = [
     "simulator._target_=my_lever.Lever",
+    "seed=1",
     "n_simulations=400",
     "training.max_epochs=8",
     "candidates=[0.5, 3.0]",
